@@ -1,0 +1,168 @@
+"""What can happen in a task: one frozen dataclass per fact, and their union.
+
+Events carry fingerprints and words from closed vocabularies, never a prompt, an argument or a result: the ledger can be
+shown, logged and journaled as it is. `at` is monotonic seconds everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FaultKind = Literal[
+    "empty",
+    "tool_call_as_text",
+    "repetition",
+    "truncated",
+    "malformed_arguments",
+    "unknown_tool",
+    "schema_violation",
+]
+CallFailure = Literal["unreachable", "overloaded", "timed_out", "context_overflow", "refused", "broken"]
+TriggerName = Literal[
+    "repeated_tool_failure",
+    "invalid_output",
+    "no_progress",
+    "task_timeout",
+    "user_request",
+    "provider_error",
+]
+
+UNCHANGED = "unchanged"
+"""Result fingerprint for "the same as this call gave last time", which Hermes says of a file read again."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStarted:
+    """The user sent a message; a task is one user turn."""
+
+    at: float
+    turn_id: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnded:
+    """Hermes finished the turn, however it went."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSucceeded:
+    """A tool gave a result; `call` and `result` are fingerprints."""
+
+    at: float
+    tool: str
+    call: str
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFailed:
+    """A tool gave an error, or a command ended with a non-zero status.
+
+    `error` is a phrase for people, `kind` the fingerprint of the error with its names and numbers taken out (None when
+    there was no text to compare), `command` whether it is a command's exit status: tests and searches fail on purpose.
+    """
+
+    at: float
+    tool: str
+    call: str
+    result: str
+    error: str
+    kind: str | None
+    command: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyAccepted:
+    """The model that has the task gave a usable reply."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyInvalid:
+    """The model gave a reply that is no use; `ends_turn` when Hermes would end the turn on it."""
+
+    at: float
+    fault: FaultKind
+    ends_turn: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CallFailed:
+    """The local endpoint gave an error instead of a reply; `ends_turn` when Hermes would not try again."""
+
+    at: float
+    failure: CallFailure
+    ends_turn: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EscalationRequested:
+    """The user said /escalate."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchedOff:
+    """The user said /escalate off."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchedAuto:
+    """The user said /escalate auto."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Escalated:
+    """A tier took the task over: it gave its first reply. `journal_id` is the escalation's row."""
+
+    at: float
+    tier: int
+    model: str
+    trigger: TriggerName
+    evidence: tuple[Event, ...]
+    journal_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class TierReplied:
+    """A tier gave a reply, the first one included; what it cost is in the journal."""
+
+    at: float
+    tier: int
+
+
+@dataclass(frozen=True, slots=True)
+class EscalationFailed:
+    """A tier was asked and gave nothing; `transient` when a later try may go better."""
+
+    at: float
+    tier: int
+    error: str
+    transient: bool
+
+
+Event = (
+    TurnStarted
+    | TurnEnded
+    | ToolSucceeded
+    | ToolFailed
+    | ReplyAccepted
+    | ReplyInvalid
+    | CallFailed
+    | EscalationRequested
+    | SwitchedOff
+    | SwitchedAuto
+    | Escalated
+    | TierReplied
+    | EscalationFailed
+)

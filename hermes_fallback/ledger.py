@@ -1,0 +1,101 @@
+"""A session's events in memory: bounded, locked, and pruned to what the next task may need when a turn starts.
+
+Everything that happened in older tasks is in the journal; a session that runs for a year takes no more room than a new
+one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+from .events import (
+    Escalated,
+    EscalationRequested,
+    Event,
+    SwitchedAuto,
+    SwitchedOff,
+    TurnEnded,
+    TurnStarted,
+)
+
+MAX_EVENTS = 200
+"""How many events of one task the triggers see; a loop of 20 calls shows ten times in it."""
+
+_LANDMARKS = TurnStarted | Escalated | EscalationRequested | SwitchedOff | SwitchedAuto
+
+
+class Ledger:
+    """The events of one session, oldest first. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._events: list[Event] = []
+
+    def append(self, *events: Event) -> None:
+        """Add events; a TurnStarted lets go of the task before it."""
+        with self._lock:
+            for event in events:
+                if isinstance(event, TurnStarted):
+                    self._events = _carried_over(self._events)
+                self._events.append(event)
+            # Pruned at twice the limit, not at each event: the cost of an event stays the same however many came.
+            if len(self._events) > 2 * MAX_EVENTS:
+                self._events = _newest(self._events)
+
+    def events(self) -> tuple[Event, ...]:
+        """Return what is known now; at most `MAX_EVENTS` of them besides landmarks."""
+        with self._lock:
+            if len(self._events) > MAX_EVENTS:
+                return tuple(_newest(self._events))
+            return tuple(self._events)
+
+
+class Ledgers:
+    """The ledgers of all sessions in this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_session: dict[str, Ledger] = {}
+
+    def of_session(self, session_id: str) -> Ledger:
+        """Return the session's ledger, a new one if it has none."""
+        with self._lock:
+            return self._by_session.setdefault(session_id, Ledger())
+
+    def rename(self, old_id: str, new_id: str) -> None:
+        """Let a session's ledger go by a new id, unless that id has one already."""
+        with self._lock:
+            ledger = self._by_session.pop(old_id, None)
+            if ledger is not None:
+                self._by_session.setdefault(new_id, ledger)
+
+    def forget(self, session_id: str) -> None:
+        """Drop a session that ended."""
+        with self._lock:
+            self._by_session.pop(session_id, None)
+
+
+def _carried_over(events: Iterable[Event]) -> list[Event]:
+    escalated: Event | None = None
+    switched: Event | None = None
+    request: Event | None = None
+    for event in events:
+        match event:
+            case Escalated():
+                escalated, request = event, None
+            case SwitchedOff() | SwitchedAuto():
+                switched = event
+            case EscalationRequested():
+                request = event
+            case TurnEnded():
+                request = None
+            case _:
+                pass
+    carried = [event for event in (escalated, switched, request) if event is not None]
+    return sorted(carried, key=lambda event: event.at)
+
+
+def _newest(events: list[Event]) -> list[Event]:
+    landmarks = [event for event in events[:-MAX_EVENTS] if isinstance(event, _LANDMARKS)]
+    return landmarks[-MAX_EVENTS:] + events[-MAX_EVENTS:]

@@ -1,0 +1,103 @@
+"""The one room for Hermes's private parts: the agent that runs the turn, which no hook hands out.
+
+Everything here is looked for, tried and done without (DESIGN.md, facts 9 to 11): when a part is not there, notices come
+with the final answer instead of at once, and the stronger model's answer is shown whole instead of as it is written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_CLOSURE_DEPTH = 4
+
+
+class LiveAgent:
+    """What can be done with the running agent; a method whose part is missing or fails says so, and does not raise."""
+
+    def __init__(self, agent: object | None) -> None:
+        self._agent = agent
+
+    @property
+    def streams(self) -> bool:
+        """Whether somebody sees text as it is written."""
+        return self._call("_has_stream_consumers") is True
+
+    def notice(self, line: str) -> bool:
+        """Show a line at once, on whatever surface the agent runs (0.19 run_agent.py `_emit_status`).
+
+        What was streamed before is closed first, as Hermes does before tools run: else the line stands in its middle,
+        and the CLI takes the streamed text for the turn's answer.
+        """
+        if self.streams:
+            self._call("stream_delta_callback", None)
+        return self._call("_emit_status", line) is not _ABSENT
+
+    def last_word(self, line: str) -> None:
+        """Show a line under the answer: in the box that is still open around a streamed one, else by itself.
+
+        Only then: the CLI takes whatever was streamed for the answer, and would not show one that was not.
+        """
+        streamed = bool(getattr(self._agent, "_current_streamed_assistant_text", ""))
+        if not (streamed and self.stream(f"\n\n{line}\n")):
+            self._call("_emit_status", line)
+
+    def begin_answer(self) -> bool:
+        """Make ready for text that replaces what was streamed before: stop the spinner, forget what was delivered."""
+        self._call("thinking_callback", "")
+        return self.streams and self._call("_reset_stream_delivery_tracking") is not _ABSENT
+
+    def stream(self, text: str) -> bool:
+        """Show a piece of the answer as it comes (0.19 run_agent.py `_fire_stream_delta`)."""
+        return self._call("_fire_stream_delta", text) is not _ABSENT
+
+    def call_again(self, request: Mapping[str, Any]) -> object | None:
+        """Send a second request to the local endpoint the way Hermes sends the first; None when that cannot be done.
+
+        `next_call` can be used once only (DESIGN.md, fact 3), and a useless reply has used it up.
+        """
+        call = getattr(self._agent, "_interruptible_streaming_api_call", None)
+        return call(dict(request)) if callable(call) else None
+
+    def _call(self, name: str, *arguments: object) -> object:
+        function = getattr(self._agent, name, None)
+        if not callable(function):
+            return _ABSENT
+        try:
+            return function(*arguments)
+        except Exception:  # private code of another version may fail in any way; the turn goes on
+            logger.debug("the live agent's %s failed", name, exc_info=True)
+            return _ABSENT
+
+
+_ABSENT = object()
+
+
+def find_agent(next_call: Callable[..., object]) -> LiveAgent:
+    """Find the agent among the closure cells of `next_call` (0.17 to 0.19: → `call_at` → the loop's own call)."""
+    functions: list[object] = [next_call]
+    for _ in range(_CLOSURE_DEPTH):
+        found: list[object] = []
+        for function in functions:
+            if not isinstance(function, FunctionType):
+                continue
+            for cell in function.__closure__ or ():
+                try:
+                    value = cell.cell_contents
+                except ValueError:  # an empty cell
+                    continue
+                if hasattr(value, "_emit_status"):
+                    return LiveAgent(value)
+                found.append(value)
+        functions = found
+    return LiveAgent(None)
+
+
+def cli_session_id(manager: object) -> str | None:
+    """Return the session that the interactive CLI shows now, if there is one (0.19 cli.py `HermesCLI.session_id`)."""
+    session_id = getattr(getattr(manager, "_cli_ref", None), "session_id", None)
+    return session_id if isinstance(session_id, str) else None

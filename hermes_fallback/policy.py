@@ -1,0 +1,146 @@
+"""Decides, from what happened in a session, whether the next call goes up a tier.
+
+Pure: no clock, no I/O, no logging. `adapter` owns what a decision does. No mode is kept anywhere: whether a tier holds
+the task is read from the events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .config import Policy
+from .events import (
+    Escalated,
+    EscalationFailed,
+    EscalationRequested,
+    Event,
+    SwitchedAuto,
+    SwitchedOff,
+    TierReplied,
+    TriggerName,
+    TurnStarted,
+)
+from .triggers import TRIGGERS, Evidence, Limits
+
+COOLDOWN_SECONDS = 60.0
+"""How long a tier that failed for a passing reason (429, 5xx, timeout) is left alone; for any other, the whole task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """The local model answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Escalate:
+    """Tier number `tier` (from 0) answers; `held` is the escalation by which it has the task already, if it has."""
+
+    tier: int
+    trigger: TriggerName
+    evidence: Evidence
+    held: Escalated | None = None
+
+
+Decision = Stay | Escalate
+
+
+def decide(events: Sequence[Event], policy: Policy, *, tiers: int, now: float) -> Decision:
+    """Return who answers the next call: the local model, or one of `tiers` tiers.
+
+    `events` are a session's, oldest first; `now` is on the clock of their `at`.
+    """
+    if not policy.enabled:
+        return Stay()
+    holder = holding(events, policy)
+    matched = _match(events, policy, holder=holder, now=now)
+    if holder is None and matched is None:
+        return Stay()
+    if matched is not None:
+        trigger, evidence = matched
+        tier = _next_tier(events, first=0 if holder is None else holder.tier + 1, tiers=tiers, now=now)
+        if tier is not None:
+            return Escalate(tier, trigger, evidence)
+    if holder is None:
+        return Stay()
+    tier = _next_tier(events, first=holder.tier, tiers=tiers, now=now)
+    return (
+        Stay()
+        if tier is None
+        else Escalate(tier, holder.trigger, holder.evidence, held=holder if tier == holder.tier else None)
+    )
+
+
+def holding(events: Sequence[Event], policy: Policy) -> Escalated | None:
+    """Return the escalation whose tier has the task now, if one has."""
+    replies = 0
+    in_this_task = True
+    for event in reversed(events):
+        match event:
+            case SwitchedOff():
+                return None
+            case TierReplied():
+                replies += 1
+            case TurnStarted():
+                in_this_task = False
+            case Escalated():
+                if policy.hold == "session" or (in_this_task and (policy.hold == "task" or replies < policy.hold)):
+                    return event
+                return None
+    return None
+
+
+def is_off(events: Sequence[Event]) -> bool:
+    """Tell whether the user switched escalation off for this session."""
+    switches = (event for event in reversed(events) if isinstance(event, SwitchedOff | SwitchedAuto))
+    return isinstance(next(switches, None), SwitchedOff)
+
+
+def _match(
+    events: Sequence[Event], policy: Policy, *, holder: Escalated | None, now: float
+) -> tuple[TriggerName, Evidence] | None:
+    observed = _since_taken(events, holder)
+    started_at = max((event.at for event in events if isinstance(event, TurnStarted | Escalated)), default=now)
+    off = is_off(events)
+    for name, trigger in TRIGGERS.items():
+        # /escalate is the user's own word: it stands even where the automatic ones were switched off.
+        if name not in policy.trigger_on or (off and name != "user_request"):
+            continue
+        limits = Limits(
+            after=policy.after.get(name, policy.max_local_attempts),
+            task_timeout_seconds=policy.task_timeout_seconds,
+            started_at=started_at,
+            now=now,
+        )
+        evidence = trigger(observed, limits)
+        if evidence is not None:
+            return name, evidence
+    return None
+
+
+def _since_taken(events: Sequence[Event], holder: Escalated | None) -> Sequence[Event]:
+    """Return what the model that has the task now has done: not what another did before."""
+    border = Escalated if holder is not None else Escalated | TierReplied
+    observed: list[Event] = []
+    for event in reversed(events):
+        if isinstance(event, border):
+            break
+        # A tier that failed in between changes nothing about what the local model did last.
+        if not isinstance(event, EscalationFailed):
+            observed.append(event)
+    observed.reverse()
+    return observed
+
+
+def _next_tier(events: Sequence[Event], *, first: int, tiers: int, now: float) -> int | None:
+    return next((tier for tier in range(first, tiers) if not _cooling(events, tier, now)), None)
+
+
+def _cooling(events: Sequence[Event], tier: int, now: float) -> bool:
+    for event in reversed(events):
+        # A new /escalate is a new try, whatever failed before it.
+        if isinstance(event, TurnStarted | EscalationRequested):
+            return False
+        if isinstance(event, EscalationFailed) and event.tier == tier:
+            return not event.transient or now - event.at < COOLDOWN_SECONDS
+    return False

@@ -1,0 +1,254 @@
+"""Says what is wrong with a reply, if anything: only its form is judged, never whether it is true.
+
+`ends_turn` follows Hermes 0.19 agent/conversation_loop.py, which asks again by itself after an empty or truncated
+reply, unknown tools and malformed arguments, and takes any other text without tool calls as the task's final answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from .events import FaultKind
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import ValidationError
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool call as the model wrote it; `arguments` is JSON text, valid or not."""
+
+    tool: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class LocalReply:
+    """What matters of a model's reply, whoever made it."""
+
+    text: str
+    calls: tuple[Call, ...] = ()
+    finish_reason: str | None = None
+    answered_before: bool = False
+    """Whether the turn before gave the answer beside housekeeping calls: nothing more to say is then no fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that makes a reply useless; `ends_turn` when Hermes would end the turn on it."""
+
+    kind: FaultKind
+    ends_turn: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The tools that the request offers: name → JSON Schema of the parameters."""
+
+    schemas: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+    def find(self, name: str) -> str | None:
+        """Return the offered name that `name` means, as forgiving as Hermes's own repair (case, dashes, dots)."""
+        if name in self.schemas:
+            return name
+        plain = _plain(name)
+        return next((known for known in self.schemas if _plain(known) == plain), None)
+
+
+def inspect(reply: LocalReply, tools: Tools) -> Fault | None:
+    """Return what makes the reply useless, or None when Hermes can go on with it."""
+    if reply.calls:
+        return _call_fault(reply, tools)
+    text = _without_thinking(reply.text)
+    if is_repetition(reply.text):
+        return Fault("repetition", ends_turn=True)
+    if not text:
+        # With thinking alone and no tokens left, Hermes ends the turn; any other silence it meets with another try.
+        out_of_tokens = reply.finish_reason == "length" and bool(reply.text.strip())
+        return None if reply.answered_before else Fault("empty", ends_turn=out_of_tokens)
+    if tools.schemas and is_tool_call_text(text, tools):
+        return Fault("tool_call_as_text", ends_turn=True)
+    if reply.finish_reason == "length":
+        return Fault("truncated", ends_turn=False)
+    return None
+
+
+def is_repetition(text: str) -> bool:
+    """Tell whether a text ends in the same words over and over, as a model does that cannot stop.
+
+    Rules, tables and rows of numbers repeat as well; a repeated unit counts only with a word of three letters in it.
+    """
+    tail = text[-_TAIL_CHARS:]
+    if len(tail) < _MIN_REPEATED_CHARS or len(zlib.compress(tail.encode("utf-8", "replace"), 1)) > len(tail) * 0.35:
+        return False
+    period, covered = _period_at_end(tail)
+    unit = tail[-period:]
+    return covered >= _MIN_REPEATED_CHARS and covered // period >= _MIN_REPEATS and bool(_WORD.search(unit))
+
+
+def is_tool_call_text(text: str, tools: Tools) -> bool:
+    """Tell whether a text is a tool call that the server did not recognise as one (hermes-agent #107125, #104412).
+
+    A text that shows a call to a reader (in the middle of prose, or of a tool that is not offered) is not one.
+    """
+    unfenced = _FENCE.sub(" ", text)
+    for marker in _MARKERS.finditer(unfenced):
+        if _names_a_tool(unfenced[marker.end() :], tools) or _names_a_tool(unfenced[marker.start() :], tools):
+            return True
+    if any(_ends_with(text, shown) and _is_call(value, tools) for shown, value in _json_objects(text)):
+        return True
+    called = _FUNCTION_CALL.match(text.strip("`\n "))
+    return called is not None and tools.find(called["name"]) is not None
+
+
+_TAIL_CHARS = 4000
+_MIN_REPEATED_CHARS = 240
+_MIN_REPEATS = 6
+_MAX_PROSE_CHARS = 240  # "I will now read the file for you:" and the like may stand around the call
+_MAX_OBJECTS = 8
+
+_WORD = re.compile(r"[^\W\d_]{3}")
+_THINKING = re.compile(r"<(think|thinking|reasoning|thought)\b[^>]*>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+_CLOSING_TAG = re.compile(r"</?[\w|:-]+>|<\|[\w|]+>|\[/?[A-Z_]+\]")
+_FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_MARKERS = re.compile(
+    r"<tool_call>|<\|tool_call(?:s_section)?(?:_begin)?\|?>|<\|python_tag\|>|\[TOOL_CALLS?\]|<function[=_ ]|<invoke\s"
+    r"|<function_calls?>|<\|channel\|>commentary to=|<start_function_call>|<｜tool▁calls?▁begin｜>|\[TOOL_REQUEST\]",
+    re.IGNORECASE,
+)
+_FUNCTION_CALL = re.compile(
+    r"(?:functions\.|tool_code\s+|print\()?(?P<name>\w+)\s*\((?:\s*\w+\s*=|\s*\{|\s*\)).*\)\s*$", re.DOTALL
+)
+_NAME_AFTER_MARKER = re.compile(
+    r"""\s*(?:\{\s*)?(?:"(?:name|function|tool|tool_name)"\s*:\s*(?:\{\s*"name"\s*:\s*)?"|<function=|<function\s+name="
+    |<invoke\s+name="|<\|channel\|>commentary\ to=|<function_call>|call:|function[\s<>｜a-z▁]*?sep[|｜]?>)?
+    (?:functions\.)?(?P<name>[\w.-]+)""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def _call_fault(reply: LocalReply, tools: Tools) -> Fault | None:
+    known = [(call, name) for call in reply.calls if (name := tools.find(call.tool))]
+    if not known:
+        return Fault("unknown_tool", ends_turn=False)
+    for call, name in known:
+        if not call.arguments.strip():
+            arguments: object = {}  # as Hermes reads it
+        else:
+            try:
+                arguments = json.loads(call.arguments)
+            except ValueError:
+                cut_off = not call.arguments.rstrip().endswith(("}", "]"))
+                # Hermes retries what the server calls cut off, and ends the turn on what only looks it.
+                return Fault("malformed_arguments", ends_turn=cut_off and reply.finish_reason != "length")
+        if not _fits(arguments, tools.schemas[name]):
+            return Fault("schema_violation", ends_turn=False)
+    return None
+
+
+def _fits(arguments: object, schema: Mapping[str, object]) -> bool:
+    try:
+        errors = list(_validator(json.dumps(schema, sort_keys=True)).iter_errors(arguments))
+    except Exception:  # noqa: BLE001  # a tool's own broken schema ($ref to nowhere…) is no fault of the model's
+        return True
+    return not any(_is_real(error) for error in errors)
+
+
+@lru_cache(maxsize=256)
+def _validator(schema: str) -> Draft202012Validator:
+    # Imported here: hermes_fallback must cost nothing until a tool call is checked.
+    from jsonschema import Draft202012Validator  # noqa: PLC0415
+
+    return Draft202012Validator(json.loads(schema))
+
+
+def _is_real(error: ValidationError) -> bool:
+    # Hermes turns "42" into 42 and so on before it runs a tool (0.19 model_tools.coerce_tool_args), and most tools
+    # overlook arguments they do not know.
+    if error.validator == "type":
+        return isinstance(error.instance, dict | list) or (error.validator_value == "object" and not error.path)
+    return error.validator == "required"
+
+
+def _without_thinking(text: str) -> str:
+    return _THINKING.sub("", text).strip()
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.rpartition(".")[2].lower())
+
+
+def _names_a_tool(text: str, tools: Tools) -> bool:
+    named = _NAME_AFTER_MARKER.match(text[:400])
+    if named and tools.find(named["name"]):
+        return True
+    return any(_is_call(value, tools) for _, value in _json_objects(text[:_TAIL_CHARS]))
+
+
+def _json_objects(text: str) -> Iterator[tuple[str, object]]:
+    decoder = json.JSONDecoder(strict=False)
+    position = 0
+    for _ in range(_MAX_OBJECTS):
+        starts = [start for start in (text.find("{", position), text.find("[{", position)) if start >= 0]
+        if not starts:
+            return
+        start = min(starts)
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except ValueError:
+            position = start + 1
+            continue
+        yield text[start:end], value
+        position = end
+
+
+def _is_call(value: object, tools: Tools) -> bool:
+    if isinstance(value, list):
+        return bool(value) and _is_call(value[0], tools)
+    if not isinstance(value, dict):
+        return False
+    inner = value.get("tool_calls") or value.get("function_call") or value.get("function")
+    if isinstance(inner, dict | list):
+        return _is_call(inner, tools)
+    name = next((value[key] for key in ("name", "tool", "tool_name", "function", "action") if key in value), None)
+    has_arguments = any(key in value for key in ("arguments", "parameters", "args", "input", "action_input"))
+    return isinstance(name, str) and has_arguments and tools.find(name) is not None
+
+
+def _ends_with(text: str, shown: str) -> bool:
+    before, _, after = text.partition(shown)
+    return len(before) <= _MAX_PROSE_CHARS and not _WORD.search(_CLOSING_TAG.sub("", after))
+
+
+def _period_at_end(text: str) -> tuple[int, int]:
+    """Return the (period, length) of the longest stretch at the text's end that repeats one unit (Morris-Pratt)."""
+    backwards = text[::-1]
+    border = [0] * len(backwards)
+    best = (len(backwards), 0)
+    for index in range(1, len(backwards)):
+        length = border[index - 1]
+        while length and backwards[index] != backwards[length]:
+            length = border[length - 1]
+        border[index] = length + (backwards[index] == backwards[length])
+        period = index + 1 - border[index]
+        if border[index] and (index + 1) // period >= _MIN_REPEATS:
+            best = (period, index + 1)
+    return best
+
+
+def offered(tools: Sequence[Mapping[str, object]] | None) -> Tools:
+    """Read the tools out of a chat request (`[{"type": "function", "function": {"name": …, "parameters": …}}]`)."""
+    schemas: dict[str, Mapping[str, object]] = {}
+    for tool in tools or ():
+        function = tool.get("function")
+        if isinstance(function, Mapping) and isinstance(name := function.get("name"), str):
+            parameters = function.get("parameters")
+            schemas[name] = parameters if isinstance(parameters, Mapping) else {}
+    return Tools(schemas)

@@ -1,0 +1,32 @@
+"""Fixtures; what they are made of is in `world.py`."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.world import HOME, ROOT, World
+
+
+def pytest_unconfigure() -> None:
+    """Leave nothing behind."""
+    shutil.rmtree(ROOT, ignore_errors=True)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[World]:
+    """Hermes with the issue's configuration, between two endpoints; the working folder is empty."""
+    shutil.rmtree(HOME / "hermes-fallback", ignore_errors=True)
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO, logger="hermes_fallback")
+    # Hermes waits seconds between its own tries; a test need not.
+    monkeypatch.setattr("agent.conversation_loop.jittered_backoff", lambda *_, **__: 0.0)
+    with ExitStack() as stack:
+        made = World(stack, monkeypatch, tmp_path)
+        made.load()
+        yield made

@@ -1,0 +1,151 @@
+"""The configuration: what the issue's block becomes, and the sentence for each thing that can be wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from hermes_fallback.config import Config, ConfigError, Policy, Primary, Tier, parse
+from tests.world import ISSUE_BLOCK
+
+
+def block(text: str) -> object:
+    """The `model_routing` block of a config.yaml."""
+    return yaml.safe_load(text)["model_routing"]
+
+
+def test_block_of_the_readme() -> None:
+    """The block as users write it means what it says."""
+    assert parse(block(ISSUE_BLOCK)) == Config(
+        ladder=(Tier("openai", "gpt-5.4"),),
+        primary=Primary("qwen3.6:9b", provider="ollama"),
+        policy=Policy(
+            enabled=True,
+            max_local_attempts=3,
+            trigger_on=("repeated_tool_failure", "invalid_output", "no_progress", "task_timeout", "user_request"),
+        ),
+    )
+
+
+def test_provider_error_is_on_when_no_trigger_is_named() -> None:
+    """Left out, `trigger_on` means all, `provider_error` too."""
+    assert "provider_error" in parse({"fallback": {"provider": "openai", "model": "m"}}).policy.trigger_on
+
+
+def test_ladder_with_everything() -> None:
+    """A list is a ladder, and every key of a tier arrives."""
+    tier: dict[str, Any] = {
+        "provider": "openai",
+        "model": "m",
+        "base_url": "http://127.0.0.1:1/v1",
+        "api_key_env": "MY_KEY",
+        "max_tokens": 5,
+        "temperature": 0.5,
+        "timeout_seconds": 7,
+        "extra": {"reasoning_effort": "low"},
+    }
+    config = parse({"fallback": [{"provider": "primary", "model": "big"}, tier]})
+    assert config.ladder == (Tier("primary", "big"), Tier(**tier))
+
+
+FAULTS = [
+    ("[]", "$.model_routing: this list is not a block of keys; write `model_routing:` with its keys indented below it"),
+    ("{}", "$.model_routing.fallback: is missing; write the stronger model, for example "
+           "`fallback: {provider: openai, model: gpt-5.4}`"),
+    ("{fallback: {provider: openai, model: 4}}", '$.model_routing.fallback.model: 4 is not text; write it in quotes: model: "4"'),
+    ("{fallback: {provider: openai}}",
+     "$.model_routing.fallback.model: is missing; write the model's name, for example `model: gpt-5.4`"),
+    ("{fallback: []}", "$.model_routing.fallback: is empty; write the stronger model, for example "
+                       "`fallback: {provider: openai, model: gpt-5.4}`"),
+    ("{fallback: [{provider: openai, model: m, modell: m}]}", "$.model_routing.fallback[0].modell: unknown key; did you mean model?"),
+    ("{fallbak: {}, fallback: {provider: a, model: b}}", "$.model_routing.fallbak: unknown key; did you mean fallback?"),
+    ("{fallback: {provider: a, model: b}, fallback_policy: {max_local_attempts: 0}}",
+     "$.model_routing.fallback_policy.max_local_attempts: 0 is less than the minimum of 1; use 1 or more"),
+    ("{fallback: {provider: a, model: b}, fallback_policy: {max_local_attempts: '3'}}",
+     '$.model_routing.fallback_policy.max_local_attempts: "3" is not a whole number; '
+     "write a number, for example `max_local_attempts: 3`"),
+    ("{fallback: {provider: a, model: b}, fallback_policy: {enabled: maybe}}",
+     '$.model_routing.fallback_policy.enabled: "maybe" is not true or false; write `enabled: true` or `enabled: false`'),
+    ("{fallback: {provider: a, model: b}, fallback_policy: {trigger_on: [no_progres]}}",
+     '$.model_routing.fallback_policy.trigger_on[0]: "no_progres" is not known; did you mean no_progress?'),
+    ("{fallback: {provider: a, model: b}, fallback_policy: {trigger_on: no_progress}}",
+     '$.model_routing.fallback_policy.trigger_on: "no_progress" is not a list; write it as a list: '
+     '`trigger_on: ["no_progress"]`'),
+    ("{fallback: {provider: a, model: b}, fallback_policy: {hold: forever}}",
+     '$.model_routing.fallback_policy.hold: "forever" is not known; use one of session, task'),
+    ("{fallback: {provider: a, model: b}, fallback_policy: {task_timeout_seconds: 0}}",
+     "$.model_routing.fallback_policy.task_timeout_seconds: 0 is not more than 0; use a number above 0"),
+    ("{fallback: {provider: a, model: b}, fallback_policy: {triggers: {no_progress: {}}}}",
+     "$.model_routing.fallback_policy.triggers.no_progress.after: is missing; "
+     "write how many times, for example `after: 4`"),
+    ("{fallback: {provider: a, model: b, base_url: localhost}}",
+     "$.model_routing.fallback.base_url: localhost is not a plain URL; write one like http://127.0.0.1:11434/v1"),
+    ("{fallback: {provider: primary, model: b, base_url: 'http://x'}}",
+     "$.model_routing.fallback.base_url: does not go with `provider: primary`, which has the local endpoint; "
+     "remove this line"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "sentence"), FAULTS)
+def test_fault(text: str, sentence: str) -> None:
+    """Each fault says where it is, what stands there, and what to write instead."""
+    with pytest.raises(ConfigError) as caught:
+        parse(yaml.safe_load(text))
+    assert caught.value.faults == (f"config.yaml: {sentence}",)
+
+
+def test_all_faults_at_once() -> None:
+    """One look at the log is enough to mend everything."""
+    with pytest.raises(ConfigError) as caught:
+        parse({"fallback": {"model": "m"}, "primry": {}, "fallback_policy": {"hold": 0, "enabled": "no"}})
+    assert [fault.split(": ")[1] for fault in caught.value.faults] == [
+        "$.model_routing.primry",
+        "$.model_routing.fallback.provider",
+        "$.model_routing.fallback_policy.enabled",
+        "$.model_routing.fallback_policy.hold",
+    ]
+
+
+@pytest.mark.parametrize(
+    "tier",
+    [
+        {"api_key": "sk-canary-1"},
+        {"key": "sk-canary-1"},
+        {"api_key_env": "sk-canary-1"},
+        {"extra": {"api_key": "sk-canary-1"}},
+        {"extra": {"extra_headers": "x", "Authorization": "sk-canary-1"}},
+        {"base_url": "https://user:sk-canary-1@host/v1"},
+    ],
+)
+def test_key_in_the_file_is_refused_and_not_repeated(tier: dict[str, object]) -> None:
+    """A key in the file is a fault that says where keys belong; the key itself is in no message."""
+    with pytest.raises(ConfigError) as caught:
+        parse({"fallback": {"provider": "openai", "model": "m", **tier}})
+    assert "canary" not in str(caught.value)
+    assert "base_url" in tier or "api_key_env: OPENAI_API_KEY" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("primary", "runs", "matches"),
+    [
+        (Primary("qwen3.6:9b", "ollama"), ("qwen3.6:9b", "custom", "http://127.0.0.1:11434/v1"), True),
+        (Primary("Qwen3.6", "ollama"), ("qwen3.6:latest", "custom", "http://127.0.0.1:11434/v1"), True),
+        (Primary("qwen3.6:9b", "ollama"), ("qwen3.6:9b", "custom:my-box", "http://box:11434/v1"), True),
+        (Primary("qwen3.6:9b", "lmstudio"), ("qwen3.6:9b", "lmstudio", "http://127.0.0.1:1234/v1"), True),
+        (Primary("qwen3.6:9b"), ("qwen3.6:9b", "openrouter", "https://openrouter.ai/api/v1"), True),
+        (Primary("qwen3.6:9b", "ollama"), ("qwen3.6:9b", "openrouter", "https://openrouter.ai/api/v1"), False),
+        (Primary("qwen3.6:9b", "ollama"), ("gpt-5.4", "custom", "http://127.0.0.1:11434/v1"), False),
+        (
+            Primary("m", "ollama", "http://localhost:11434"),
+            ("m", "custom", "http://127.0.0.1:11434/v1/"),
+            True,
+        ),
+        (Primary("m", "ollama", "http://localhost:11434"), ("m", "custom", "http://127.0.0.1:8080/v1"), False),
+    ],
+)
+def test_primary_is_matched_by_name_and_url(primary: Primary, runs: tuple[str, str, str], matches: bool) -> None:  # noqa: FBT001
+    """Hermes calls an Ollama endpoint `custom`; its own label decides nothing but local or hosted."""
+    model, provider, base_url = runs
+    assert primary.matches(model=model, provider=provider, base_url=base_url) is matches

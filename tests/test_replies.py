@@ -1,0 +1,131 @@
+"""What is wrong with a reply: tables of texts and calls that are useless, and of their near misses."""
+
+from __future__ import annotations
+
+import pytest
+
+from hermes_fallback.replies import Call, Fault, LocalReply, Tools, inspect, offered
+
+TOOLS = offered(
+    [
+        {
+            "type": "function",
+            "function": {
+                "name": "read_file",
+                "parameters": {
+                    "type": "object",
+                    "properties": {"path": {"type": "string"}, "limit": {"type": "integer"}},
+                    "required": ["path"],
+                },
+            },
+        },
+        {"type": "function", "function": {"name": "terminal", "parameters": {"$ref": "#/nowhere"}}},
+    ]
+)
+AS_TEXT = Fault("tool_call_as_text", ends_turn=True)
+REPETITION = Fault("repetition", ends_turn=True)
+
+WRITTEN_AS_TEXT = {
+    "hermes": '<tool_call>\n{"name": "read_file", "arguments": {"path": "x"}}\n</tool_call>',
+    "fenced json": 'I will read it.\n```json\n{"name":"read_file","arguments":{"path":"x"}}\n```',
+    "bare json": '{"name":"read_file","parameters":{"path":"x"}}',
+    "list": '[{"name":"read_file","arguments":{"path":"x"}}]',
+    "openai shape": '{"tool_calls":[{"function":{"name":"read_file","arguments":"{}"}}]}',
+    "python": 'read_file(path="x")',
+    "harmony function": 'functions.read_file({"path":"x"})',
+    "harmony channel": '<|channel|>commentary to=functions.read_file <|constrain|>json<|message|>{"path":"x"}',
+    "qwen coder": "<function=read_file>\n<parameter=path>x</parameter>\n</function>",
+    "mistral": '[TOOL_CALLS][{"name":"read_file","arguments":{}}]',
+    "mistral new": '[TOOL_CALLS]read_file[ARGS]{"path":"a"}',
+    "kimi": "<|tool_calls_section_begin|><|tool_call_begin|>functions.read_file:0<|tool_call_argument_begin|>{}",
+    "llama": '<|python_tag|>{"name":"read_file","parameters":{"path":"x"}}',
+    "deepseek": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>read_file\n```json\n{}",
+    "glm": "<tool_call>read_file<arg_key>path</arg_key><arg_value>x</arg_value></tool_call>",
+    "anthropic": '<invoke name="read_file"><parameter name="path">x</parameter></invoke>',
+    "after thinking": '<think>I need the file</think>{"name":"read_file","arguments":{"path":"x"}}',
+}
+FINE = {
+    "answer": "The answer is 42.",
+    "code in prose": "Use `read_file(path)` to read.",
+    "format explained": 'Qwen writes\n```\n<tool_call>{"name":"read_file","arguments":{}}</tool_call>\n```\nas text.',
+    "json in prose": 'Send {"name":"read_file","arguments":{"path":"x"}} to the server and wait for its reply.',
+    "some other json": '{"name":"Bob","age":3}',
+    "call of no tool here": '{"name":"fly","arguments":{}}',
+    "a token named": "<tool_call> is a token that Qwen uses.",
+    "rule": "-" * 500,
+    "table": "| a | b |\n|---|---|\n" * 30,
+    "numbers": "0, " * 300,
+    "list": "\n".join(f"- item number {n} is about {n * 7 % 13}" for n in range(60)),
+    "refrain": "La la la, sing with me. " * 5,
+}
+
+
+@pytest.mark.parametrize("text", WRITTEN_AS_TEXT.values(), ids=WRITTEN_AS_TEXT.keys())
+def test_tool_call_as_text(text: str) -> None:
+    """Each family's way of printing a tool call is seen for what it is."""
+    assert inspect(LocalReply(text), TOOLS) == AS_TEXT
+
+
+@pytest.mark.parametrize("text", WRITTEN_AS_TEXT.values(), ids=WRITTEN_AS_TEXT.keys())
+def test_without_tools_there_are_no_tool_calls(text: str) -> None:
+    """Where no tool is offered, such a text is an answer."""
+    assert inspect(LocalReply(text), Tools()) is None
+
+
+@pytest.mark.parametrize("text", FINE.values(), ids=FINE.keys())
+def test_fine(text: str) -> None:
+    """An answer that only looks a little like it is left alone."""
+    assert inspect(LocalReply(text), TOOLS) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["I will try again. " * 40, "a good start, and then " + "the the the the " * 40, "line one\nline two\n" * 30],
+)
+def test_repetition(text: str) -> None:
+    """A text that ends in a loop of words is one."""
+    assert inspect(LocalReply(text, finish_reason="length"), TOOLS) == REPETITION
+
+
+@pytest.mark.parametrize(
+    ("reply", "fault"),
+    [
+        (LocalReply(""), Fault("empty", ends_turn=False)),
+        (LocalReply("  \n"), Fault("empty", ends_turn=False)),
+        (LocalReply("<think>hm</think>"), Fault("empty", ends_turn=False)),
+        (LocalReply("<think>hm, and so on", finish_reason="length"), Fault("empty", ends_turn=True)),
+        (LocalReply("", answered_before=True), None),
+        (LocalReply("An answer that", finish_reason="length"), Fault("truncated", ends_turn=False)),
+    ],
+)
+def test_text(reply: LocalReply, fault: Fault | None) -> None:
+    """Silence and cut-off texts are faults, except where everything was said before."""
+    assert inspect(reply, TOOLS) == fault
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "fault"),
+    [
+        ("read_file", '{"path":"x"}', None),
+        ("ReadFile", '{"path":"x"}', None),
+        ("functions.read_file", '{"path":"x"}', None),
+        ("fly", "{}", Fault("unknown_tool", ends_turn=False)),
+        ("", "{}", Fault("unknown_tool", ends_turn=False)),
+        ("read_file", '{"path": "x', Fault("malformed_arguments", ends_turn=True)),
+        ("read_file", "{path: x}", Fault("malformed_arguments", ends_turn=False)),
+        ("read_file", "", Fault("schema_violation", ends_turn=False)),
+        ("read_file", "{}", Fault("schema_violation", ends_turn=False)),
+        ("read_file", "[1]", Fault("schema_violation", ends_turn=False)),
+        ("read_file", '{"path":["x"]}', Fault("schema_violation", ends_turn=False)),
+        ("read_file", '{"path":"x","limit":"5","more":1}', None),
+        ("terminal", '{"anything":1}', None),
+    ],
+)
+def test_call(name: str, arguments: str, fault: Fault | None) -> None:
+    """A call is a fault when Hermes could not run it, and only then: it repairs names and coerces simple values."""
+    assert inspect(LocalReply("", (Call(name, arguments),)), TOOLS) == fault
+
+
+def test_one_good_call_among_bad_ones_is_enough() -> None:
+    """Hermes runs the good calls of a batch and gives errors to the others (0.19 conversation_loop, mixed batch)."""
+    assert inspect(LocalReply("", (Call("fly", "{}"), Call("read_file", '{"path":"x"}'))), TOOLS) is None

@@ -1,0 +1,152 @@
+"""The real Hermes in this process, between two model endpoints on loopback.
+
+Hermes reads its home once at import, so all tests of a run share one, made here; each test writes its own config.yaml and
+starts with an empty journal. Nothing of the machine's own Hermes or keys is seen.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.endpoints import Endpoint, Script, in_order, say
+
+ROOT = Path(tempfile.mkdtemp(prefix="hermes-fallback-tests-"))
+HOME = ROOT / "hermes"
+HOME.mkdir()
+KEY = "sk-canary-0123456789abcdef"
+
+for name in list(os.environ):
+    if name.endswith(("_API_KEY", "_BASE_URL", "_API_BASE")) or name.startswith("HERMES_"):
+        del os.environ[name]
+os.environ["HERMES_HOME"] = str(HOME)
+os.environ["HOME"] = str(ROOT)
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+
+import run_agent  # noqa: E402  # Hermes reads its home when it is imported; this first, for its parts import each other
+
+MODEL = "qwen3.6:9b"
+ISSUE_BLOCK = """\
+model_routing:
+  primary:
+    provider: ollama
+    model: qwen3.6:9b
+  fallback:
+    provider: openai
+    model: gpt-5.4
+  fallback_policy:
+    enabled: true
+    max_local_attempts: 3
+    trigger_on:
+      - repeated_tool_failure
+      - invalid_output
+      - no_progress
+      - task_timeout
+      - user_request
+"""
+
+
+def config_text(local_url: str, block: str = ISSUE_BLOCK, *, provider: str = "ollama", more: str = "") -> str:
+    """A Hermes config.yaml with the plugin enabled and the local model at `local_url`."""
+    return (
+        f"model:\n  provider: {provider}\n  default: {MODEL}\n  base_url: {local_url}\n  context_length: 65536\n"
+        f"plugins:\n  enabled: [hermes-fallback]\n{more}{block}"
+    )
+
+
+@dataclass
+class Screen:
+    """What the user sees and when: lines of notice, pieces of streamed text (None closes a box)."""
+
+    shown: list[str | None] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All of it, one line each."""
+        return "\n".join(piece if piece is not None else "--- box closed" for piece in self.shown)
+
+
+class World:
+    """A local model, a paid one, and Hermes between them."""
+
+    def __init__(self, stack: ExitStack, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self._stack = stack
+        self._monkeypatch = monkeypatch
+        self.folder = folder
+        self.local = stack.enter_context(Endpoint(in_order([say("local answer")])))
+        self.paid = stack.enter_context(Endpoint(in_order([say("paid answer")]), strict=True, key=KEY))
+        monkeypatch.setenv("OPENAI_BASE_URL", self.paid.url)
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        self.configure()
+
+    def configure(self, block: str = ISSUE_BLOCK, **more: str) -> None:
+        """Write the config; Hermes notices at its next look."""
+        (HOME / "config.yaml").write_text(config_text(self.local.url, block, **more))
+
+    def endpoint(self, script: Script, **options: Any) -> Endpoint:
+        """One more paid endpoint, as strict as the first."""
+        return self._stack.enter_context(Endpoint(script, strict=True, **options))
+
+    @property
+    def manager(self) -> Any:
+        """Hermes's plugin manager, with our plugin loaded by its entry point."""
+        from hermes_cli.plugins import get_plugin_manager  # noqa: PLC0415  # after HERMES_HOME is set
+
+        return get_plugin_manager()
+
+    @property
+    def adapter(self) -> Any:
+        """Our side of the running plugin."""
+        return self.manager._middleware["llm_execution"][0].__self__  # noqa: SLF001
+
+    def load(self) -> None:
+        """Have Hermes discover and load its plugins anew."""
+        self.manager.discover_and_load(force=True)
+
+    def command(self, text: str) -> str:
+        """Give a slash command as Hermes does: the handler gets what stands behind the name."""
+        handler: Callable[[str], str] = self.manager._plugin_commands["escalate"]["handler"]  # noqa: SLF001
+        return handler(text)
+
+    def agent(self, *, session_id: str | None = None, screen: Screen | None = None, **options: Any) -> Any:
+        """A Hermes agent on the local model; with a `screen`, somebody watches it stream."""
+        agent = run_agent.AIAgent(
+            base_url=self.local.url,
+            api_key="none",
+            model=MODEL,
+            provider="custom",
+            session_id=session_id or f"session-{uuid.uuid4().hex[:8]}",
+            **{
+                "platform": "cli",
+                "enabled_toolsets": ["file", "terminal"],
+                "quiet_mode": True,
+                "skip_memory": True,
+                **options,
+            },
+        )
+        if screen is not None:
+            agent.stream_delta_callback = screen.shown.append
+            agent._print_fn = lambda *parts, **_: screen.shown.append(" ".join(map(str, parts)))  # noqa: SLF001
+        return agent
+
+    def ask(self, message: str = "do it", *, agent: Any = None, history: Any = None) -> Any:
+        """Run one user turn; return Hermes's result."""
+        return (agent or self.agent()).run_conversation(message, conversation_history=history)
+
+
+def log_of(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[str]:
+    """The plugin's log lines of at least that level."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name.startswith("hermes_fallback") and record.levelno >= level
+    ]
