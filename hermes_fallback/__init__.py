@@ -1,39 +1,102 @@
 """hermes-fallback: carries a task that a local model is stuck in to a stronger model, and comes back.
 
-`register` is all that Hermes calls, and the table of contents of what we plug into.
+`register` is all that Hermes calls, and the table of contents of what we plug into. Hermes calls it at every start, so
+the rest of the package is imported when it is first needed: at the first message or command.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from .adapter import Adapter, hermes_home, read_block
-from .cli import register_cli
-from .commands import ESCALATE_HELP, escalate_command
+import argparse
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hermes_cli.plugins import PluginContext
 
+    from .adapter import Adapter
+
 __all__ = ["register"]
+
+HOOKS = (
+    "pre_llm_call",
+    "post_tool_call",
+    "transform_llm_output",
+    "on_session_end",
+    "on_session_finalize",
+    "on_session_reset",
+    "subagent_start",
+    "subagent_stop",
+)
+MIDDLEWARE = ("llm_execution",)
 
 
 def register(ctx: PluginContext) -> None:
     """Plug into Hermes; called at its start, perhaps more than once."""
-    # First, so that `hermes escalation check` is there whatever comes after.
-    register_cli(ctx)
-    adapter = Adapter(read_block=read_block, home=hermes_home, manager=getattr(ctx, "_manager", None))
-    ctx.register_hook("pre_llm_call", adapter.pre_llm_call)
-    ctx.register_hook("post_tool_call", adapter.post_tool_call)
-    ctx.register_hook("transform_llm_output", adapter.transform_llm_output)
-    ctx.register_hook("on_session_end", adapter.on_session_end)
-    ctx.register_hook("on_session_finalize", adapter.on_session_finalize)
-    ctx.register_hook("on_session_reset", adapter.on_session_reset)
-    ctx.register_hook("subagent_start", adapter.subagent_start)
-    ctx.register_hook("subagent_stop", adapter.subagent_stop)
-    ctx.register_middleware("llm_execution", adapter.llm_execution)
+    # First, so that `hermes escalation check` is there whatever comes after. `hermes fallback` is Hermes's own.
+    ctx.register_cli_command(
+        name="escalation",
+        help="Check hermes-fallback's configuration; see what was escalated",
+        setup_fn=_set_up_cli,
+        handler_fn=_run_cli,
+        description="hermes-fallback: carries a task that the local model is stuck in to a stronger model.",
+    )
+    plugin = Plugin(getattr(ctx, "_manager", None))
+    for name in HOOKS:
+        ctx.register_hook(name, plugin.callback(name))
+    for name in MIDDLEWARE:
+        ctx.register_middleware(name, plugin.callback(name))
     ctx.register_command(
         "escalate",
-        escalate_command(adapter),
+        plugin.escalate,
         description="Let the stronger model take over, or see what it did",
-        args_hint=ESCALATE_HELP,
+        args_hint="[status|why|off|auto|help]",
     )
+
+
+class Plugin:
+    """What Hermes holds of us: callbacks that load the adapter when the first of them is called."""
+
+    def __init__(self, manager: object) -> None:
+        self._manager = manager
+        self._adapter: Adapter | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def adapter(self) -> Adapter:
+        """The one adapter of this plugin."""
+        if self._adapter is None:
+            with self._lock:
+                if self._adapter is None:
+                    from .adapter import Adapter, hermes_home, read_block  # noqa: PLC0415  # see the module's docstring
+
+                    self._adapter = Adapter(read_block=read_block, home=hermes_home, manager=self._manager)
+        return self._adapter
+
+    def callback(self, name: str) -> Callable[..., Any]:
+        """Return the adapter's entry point of that name."""
+
+        def call(**kwargs: Any) -> Any:
+            return getattr(self.adapter, name)(**kwargs)
+
+        # Hermes names it in its log when something is wrong with it.
+        call.__name__ = f"hermes_fallback.{name}"
+        return call
+
+    def escalate(self, raw_args: str) -> str:
+        """Answer `/escalate`."""
+        from .commands import escalate  # noqa: PLC0415  # see the module's docstring
+
+        return escalate(self.adapter, raw_args)
+
+
+def _set_up_cli(parser: argparse.ArgumentParser) -> None:
+    from .cli import set_up  # noqa: PLC0415  # see the module's docstring
+
+    set_up(parser)
+
+
+def _run_cli(args: argparse.Namespace) -> None:
+    from .cli import run  # noqa: PLC0415  # see the module's docstring
+
+    run(args)

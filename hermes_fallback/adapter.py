@@ -153,9 +153,14 @@ class Adapter:
             if config is None or not config.policy.enabled:
                 return
             ledger = self.ledgers.of_session(session_id)
-            ledger.append(TurnStarted(self.clock(), turn_id, model))
             with self._lock:
+                # Hermes leaves some failed turns without a word (0.19 conversation_loop, early returns).
+                unended = [id_ for id_, turn in self._turns.items() if turn.ledger is ledger]
+                for id_ in unended:
+                    del self._turns[id_]
                 self._turns[turn_id] = Turn(session_id, turn_id, platform, model, config, ledger)
+            now = self.clock()
+            ledger.append(*[TurnEnded(now)] * len(unended), TurnStarted(now, turn_id, model))
 
     def post_tool_call(
         self,
@@ -360,6 +365,9 @@ class Adapter:
         self._children.discard(session_id)
         if self._cli_session == session_id:
             self._cli_session = None
+        with self._lock:
+            for id_ in [id_ for id_, turn in self._turns.items() if turn.session_id == session_id]:
+                del self._turns[id_]
 
 
 class LocalCall:

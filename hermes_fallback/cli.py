@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
 from . import config as configuration
 from . import executor, explain
@@ -12,24 +11,11 @@ from .adapter import hermes_home, read_block
 from .config import PRIMARY, Config, ConfigError
 from .journal import Journal, JournalError
 
-if TYPE_CHECKING:
-    from hermes_cli.plugins import PluginContext
-
 _GOOD, _FAULTS = 0, 1
 
 
-def register_cli(ctx: PluginContext) -> None:
-    """Add `hermes escalation` (`hermes fallback` is Hermes's own: DESIGN.md, fact 16)."""
-    ctx.register_cli_command(
-        name="escalation",
-        help="Check hermes-fallback's configuration; see what was escalated",
-        setup_fn=_set_up,
-        handler_fn=_run,
-        description="hermes-fallback: carries a task that the local model is stuck in to a stronger model.",
-    )
-
-
-def _set_up(parser: argparse.ArgumentParser) -> None:
+def set_up(parser: argparse.ArgumentParser) -> None:
+    """Declare the commands."""
     commands = parser.add_subparsers(dest="escalation_command", metavar="COMMAND")
     commands.add_parser("check", help="check the model_routing block, and whether each tier has its key")
     explained = commands.add_parser("explain", help="show what was escalated, why, and what it cost")
@@ -37,7 +23,8 @@ def _set_up(parser: argparse.ArgumentParser) -> None:
     explained.add_argument("--last", type=int, default=20, metavar="N", help="how many escalations (20)")
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Run the command and end the process with its status: 0 when all is well, 1 when something is to be mended."""
     match args.escalation_command:
         case "explain":
             sys.exit(_explain(args.session, last=args.last))

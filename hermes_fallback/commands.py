@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 from . import executor, explain
 from .adapter import Adapter
+from .config import Config
 from .events import EscalationRequested, SwitchedAuto, SwitchedOff, TurnEnded, TurnStarted
 from .journal import JournalError
 from .ledger import Ledger
 from .policy import holding, is_off
-
-ESCALATE_HELP = "[status|why|off|auto|help]"
 
 HELP = """\
 /escalate          let the stronger model take over: now, for the rest of the task, or for your next message
@@ -23,30 +22,27 @@ HELP = """\
 While a turn is running, type `/steer escalate`: Hermes keeps any other command until the turn is over."""
 
 
-def escalate_command(adapter: Adapter) -> Callable[[str], str]:
-    """Return the handler of /escalate; it gets what the user typed behind the command."""
-
-    def escalate(raw_args: str) -> str:
-        word = raw_args.strip().lower()
-        if word == "help" or word not in _WORDS:
-            return HELP if word in {"", "help"} else f"/escalate does not know “{word[:40]}”.\n{HELP}"
-        config = adapter.settings.refresh()
-        if adapter.settings.faults:
-            return "hermes-fallback is not active: its configuration has faults. Run `hermes escalation check`."
-        if config is None:
-            return "hermes-fallback is idle: there is no `model_routing` block in Hermes's config.yaml."
-        if not config.policy.enabled:
-            return "hermes-fallback is switched off: `fallback_policy.enabled` is false in Hermes's config.yaml."
-        session_id = adapter.foreground_session()
-        return _WORDS[word](adapter, adapter.ledgers.of_session(session_id), session_id)
-
-    return escalate
+def escalate(adapter: Adapter, raw_args: str) -> str:
+    """Answer /escalate; `raw_args` is what the user typed behind it."""
+    word = raw_args.strip().lower()
+    if word == "help":
+        return HELP
+    if word not in _WORDS:
+        return f"/escalate does not know “{word[:40]}”.\n{HELP}"
+    config = adapter.settings.refresh()
+    if adapter.settings.faults:
+        return "hermes-fallback is not active: its configuration has faults. Run `hermes escalation check`."
+    if config is None:
+        return "hermes-fallback is idle: there is no `model_routing` block in Hermes's config.yaml."
+    if not config.policy.enabled:
+        return "hermes-fallback is switched off: `fallback_policy.enabled` is false in Hermes's config.yaml."
+    session_id = adapter.foreground_session()
+    return _WORDS[word](adapter, config, adapter.ledgers.of_session(session_id), session_id)
 
 
-def _now(adapter: Adapter, ledger: Ledger, session_id: str) -> str:
+def _now(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
     del session_id
-    config = adapter.settings.config
-    if config is None or "user_request" not in config.policy.trigger_on:
+    if "user_request" not in config.policy.trigger_on:
         return "Not done: `user_request` is not in `fallback_policy.trigger_on`."
     ledger.append(EscalationRequested(adapter.clock()))
     executor.warm()
@@ -54,10 +50,7 @@ def _now(adapter: Adapter, ledger: Ledger, session_id: str) -> str:
     return f"{config.ladder[0].name} takes over {when}, until that task is done."
 
 
-def _status(adapter: Adapter, ledger: Ledger, session_id: str) -> str:
-    config = adapter.settings.config
-    if config is None:
-        return ""
+def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
     events = ledger.events()
     holder = holding(events, config.policy)
     if holder is not None and _is_running(ledger):
@@ -70,8 +63,8 @@ def _status(adapter: Adapter, ledger: Ledger, session_id: str) -> str:
     return f"{now}\n{_spent(adapter, session_id)}"
 
 
-def _why(adapter: Adapter, ledger: Ledger, session_id: str) -> str:
-    del ledger
+def _why(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
+    del config, ledger
     try:
         entries = adapter.journal.entries(session_id=session_id)
     except JournalError as error:
@@ -86,19 +79,19 @@ def _why(adapter: Adapter, ledger: Ledger, session_id: str) -> str:
     )
 
 
-def _off(adapter: Adapter, ledger: Ledger, session_id: str) -> str:
-    del session_id
+def _off(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
+    del config, session_id
     ledger.append(SwitchedOff(adapter.clock()))
     return "Off: the local model answers alone in this session, unless you say /escalate."
 
 
-def _auto(adapter: Adapter, ledger: Ledger, session_id: str) -> str:
-    del session_id
+def _auto(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
+    del config, session_id
     ledger.append(SwitchedAuto(adapter.clock()))
     return "Auto: the stronger model takes over when the local one gets stuck."
 
 
-_WORDS: dict[str, Callable[[Adapter, Ledger, str], str]] = {
+_WORDS: dict[str, Callable[[Adapter, Config, Ledger, str], str]] = {
     "": _now,
     "status": _status,
     "why": _why,

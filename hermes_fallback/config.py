@@ -249,7 +249,7 @@ def _shown(value: object) -> str:
     # Whole blocks are not repeated: they may hold what does not belong into a log.
     if isinstance(value, dict | list):
         return "this block" if isinstance(value, dict) else "this list"
-    return shown if len(shown) <= 60 else f"{shown[:57]}…"  # noqa: PLR2004  # one line of a terminal
+    return shown if len(shown) <= 60 else f"{shown[:57]}…"  # one line of a terminal
 
 
 def _without_login(url: str) -> str:

@@ -242,23 +242,22 @@ def _cost(litellm: Any, response: object, tier: Tier) -> float | None:
 def _execution_error(tier: Tier, error: BaseException, messages: Sequence[Mapping[str, Any]]) -> ExecutionError:
     """Translate litellm's exception, most specific first."""
     exceptions = _import_quietly().exceptions
-    kinds = (
-        (exceptions.AuthenticationError, f"the key is missing or was refused; {_key_advice(tier)}", False),
-        (exceptions.PermissionDeniedError, "the key may not use this model", False),
-        (exceptions.NotFoundError, "the provider does not know this model; check `model` and `base_url`", False),
-        (exceptions.RateLimitError, "too many requests, or no credit left; see the provider's usage page", True),
-        (exceptions.ContextWindowExceededError, "the conversation is larger than the model's context", False),
-        (exceptions.ContentPolicyViolationError, "the provider refused the content", False),
-        (exceptions.Timeout, "the provider did not answer in time", True),
-        (exceptions.BadRequestError, "the request was refused; check `provider`, `model` and `extra`", False),
-        (exceptions.ServiceUnavailableError, "the provider is overloaded", True),
-        (exceptions.InternalServerError, "the provider had an error, or could not be reached", True),
-        (exceptions.APIConnectionError, "the provider could not be reached; check the network and `base_url`", True),
-        (exceptions.APIError, "the provider had an error", True),
-        (BaseException, "the call broke off", True),
-    )
-    words, transient = next((words, transient) for kind, words, transient in kinds if isinstance(error, kind))
     status = getattr(error, "status_code", None)
+    # By status where there is one: litellm makes a plain APIError of a 403, and a 500 of a refused connection (1.105).
+    kinds = (
+        (isinstance(error, exceptions.ContextWindowExceededError), "larger than the model's context", False),
+        (isinstance(error, exceptions.ContentPolicyViolationError), "the provider refused the content", False),
+        (status == 401, f"the key is missing or was refused; {_key_advice(tier)}", False),
+        (status == 402, "no credit is left; see the provider's billing page", False),
+        (status == 403, "the key may not use this model", False),
+        (status == 404, "the provider does not know this model; check `model` and `base_url`", False),
+        (status == 429, "too many requests, or no credit left; see the provider's usage page", True),
+        (isinstance(error, exceptions.Timeout) or status == 408, "the provider did not answer in time", True),
+        (status in {400, 413, 422}, "the request was refused; check `provider`, `model` and `extra`", False),
+        (isinstance(status, int) and status >= 500, "the provider had an error, or could not be reached", True),
+        (True, "the call broke off", True),
+    )
+    words, transient = next((words, transient) for matches, words, transient in kinds if matches)
     said = _quotable(str(error), messages)
     details = ", ".join(filter(None, [type(error).__name__, str(status or ""), said and f'"{said}"']))
     return ExecutionError(f"{tier.name}: {words} [{details}]", transient=transient)

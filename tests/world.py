@@ -106,7 +106,12 @@ class World:
     @property
     def adapter(self) -> Any:
         """Our side of the running plugin."""
-        return self.manager._middleware["llm_execution"][0].__self__  # noqa: SLF001
+        return self.plugin.adapter
+
+    @property
+    def plugin(self) -> Any:
+        """What Hermes holds of us."""
+        return self.manager._plugin_commands["escalate"]["handler"].__self__  # noqa: SLF001
 
     def load(self) -> None:
         """Have Hermes discover and load its plugins anew."""

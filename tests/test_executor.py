@@ -1,0 +1,149 @@
+"""One paid call: the real litellm against a server that answers, refuses, stalls, drips and breaks off."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from hermes_fallback import executor
+from hermes_fallback.config import Tier
+from hermes_fallback.executor import ExecutionError, Interrupted, Reply
+from tests.endpoints import Answer, Endpoint, call, fail, in_order, say
+from tests.world import KEY
+
+TOOLS = [{"type": "function", "function": {"name": "read", "parameters": {"type": "object", "properties": {}}}}]
+HANDOFF: dict[str, Any] = {"messages": [{"role": "user", "content": "a-word-of-the-conversation"}], "tools": TOOLS}
+
+
+def ask(
+    *answers: Answer, monkeypatch: pytest.MonkeyPatch, stop: Any = lambda: False, key: str = KEY, **options: Any
+) -> tuple[Reply, list[str], Endpoint]:
+    """Call a tier whose provider gives these answers; return its reply, the text as it came, and the provider."""
+    monkeypatch.setenv("TIER_KEY", key)
+    pieces: list[str] = []
+    with Endpoint(in_order(answers), strict=True, key=KEY) as endpoint:
+        settings = {"provider": "openai", "model": "gpt-5.4", "base_url": endpoint.url, "api_key_env": "TIER_KEY"}
+        reply = executor.complete(Tier(**{**settings, **options}), HANDOFF, is_interrupted=stop, on_text=pieces.append)
+    return reply, pieces, endpoint
+
+
+def test_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text comes in pieces; tokens and price come with it."""
+    reply, pieces, _ = ask(say("Here is a text of some length."), monkeypatch=monkeypatch)
+    assert reply.response.choices[0].message.content == "".join(pieces) == "Here is a text of some length."
+    assert len(pieces) > 1
+    assert (reply.input_tokens, reply.output_tokens) == (100, 20)
+    assert reply.cost_usd == pytest.approx(100 * 2.5e-6 + 20 * 15e-6)
+
+
+def test_tool_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call with tools works with the installed litellm (1.106 fails here), and shows nothing as text."""
+    reply, pieces, _ = ask(call("read", path="x"), monkeypatch=monkeypatch)
+    (tool_call,) = reply.response.choices[0].message.tool_calls
+    assert (tool_call.function.name, tool_call.function.arguments) == ("read", '{"path": "x"}')
+    assert pieces == []
+
+
+def test_settings_of_the_tier_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`max_tokens` goes out under the name that the model wants, `extra` as it is."""
+    _, _, endpoint = ask(
+        say("x"), monkeypatch=monkeypatch, max_tokens=77, temperature=1, extra={"seed": 3, "parallel_tool_calls": False}
+    )
+    (request,) = endpoint.requests
+    assert (request["max_completion_tokens"], request["temperature"], request["seed"]) == (77, 1, 3)
+    assert request["parallel_tool_calls"] is False
+    assert request["tools"] == TOOLS
+
+
+def test_unknown_price_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that litellm has no price for costs None, not nothing."""
+    reply, _, _ = ask(say("x"), monkeypatch=monkeypatch, model="a-model-of-our-own")
+    assert reply.cost_usd is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "words", "transient"),
+    [
+        (fail(400, "Unknown parameter: 'x'"), r"was refused; check .*\"Unknown parameter: 'x'\"", False),
+        (fail(400, "bad: a-word-of-the-conversation"), r"was refused; .* \[BadRequestError, 400\]$", False),
+        (fail(403, "no"), "may not use this model", False),
+        (fail(404, "no"), "does not know this model", False),
+        (fail(429, "no"), "too many requests, or no credit left", True),
+        (fail(500, "no"), "had an error", True),
+        (fail(503, "no"), "had an error", True),
+        (say("half an answer, and then", cut_after=12), "cut off in the middle", True),
+        (Answer(text="a text", calls=(("read", "{}"),), cut_after=6), "cut off", True),
+        (say(""), "the reply was empty", True),
+    ],
+)
+def test_failure(monkeypatch: pytest.MonkeyPatch, answer: Answer, words: str, transient: bool) -> None:  # noqa: FBT001
+    """Each failure says what it is and whether to try again, and quotes nothing of the conversation."""
+    with pytest.raises(ExecutionError, match=words) as caught:
+        ask(answer, monkeypatch=monkeypatch)
+    assert caught.value.transient is transient
+    assert "a-word-of-the-conversation" not in str(caught.value)
+
+
+def test_refused_key_is_named_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 401 names the variable; the key is not in the message."""
+    with pytest.raises(ExecutionError, match=r"put it into Hermes's \.env as TIER_KEY") as caught:
+        ask(say("x"), monkeypatch=monkeypatch, key="sk-canary-wrong-key")
+    assert "canary" not in str(caught.value)
+
+
+def test_passing_error_is_tried_again_by_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One 500 is not yet a failure; a 401 is not tried twice."""
+    reply, _, endpoint = ask(fail(500), say("second"), monkeypatch=monkeypatch)
+    assert reply.response.choices[0].message.content == "second"
+    assert len(endpoint.requests) == 2
+
+
+def test_stop_ends_a_stalled_call_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop is heeded within half a second, also while nothing comes."""
+    stopped = time.monotonic() + 0.3
+    with pytest.raises(Interrupted):
+        ask(say("x", headers_after=3), monkeypatch=monkeypatch, stop=lambda: time.monotonic() > stopped)
+    assert time.monotonic() - stopped < 0.5
+
+
+@pytest.mark.parametrize("answer", [say("x", headers_after=3), say("drip " * 100, hold_seconds=0.2)])
+def test_total_timeout(monkeypatch: pytest.MonkeyPatch, answer: Answer) -> None:
+    """A call that hangs, or drips on, ends at `timeout_seconds`."""
+    with pytest.raises(ExecutionError, match=r"no end after 0\.6 s|did not answer in time"):
+        ask(answer, monkeypatch=monkeypatch, timeout_seconds=0.6)
+
+
+def test_idle_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that stalls is given up, though the total time is not over."""
+    monkeypatch.setattr(executor, "_IDLE_SECONDS", 0.5)
+    with pytest.raises(ExecutionError, match="nothing came for"):
+        ask(say("a text that stalls", hold_seconds=3), monkeypatch=monkeypatch)
+
+
+def test_import_prints_nothing_and_asks_no_network() -> None:
+    """Litellm comes in without a word on the terminal, and with its price map from the package."""
+    code = (
+        "import socket\n"
+        "def refuse(*_): raise AssertionError('network')\n"
+        "socket.socket.connect = refuse\n"
+        "from hermes_fallback import executor\n"
+        "executor._import_quietly()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_installed_litellm_is_in_the_range_that_works() -> None:
+    """1.82.7 and 1.82.8 were malicious, 1.106 fails with tools; the range of the package shuts them out."""
+    from importlib.metadata import requires, version  # noqa: PLC0415
+
+    from packaging.requirements import Requirement  # noqa: PLC0415
+
+    requirements = [Requirement(text) for text in requires("hermes-fallback") or ()]
+    (litellm,) = [requirement for requirement in requirements if requirement.name == "litellm"]
+    assert litellm.specifier.contains(version("litellm"))
+    assert not any(litellm.specifier.contains(bad) for bad in ("1.82.7", "1.82.8", "1.106.0", "1.109.1"))
