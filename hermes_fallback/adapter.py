@@ -195,7 +195,7 @@ class Adapter:
             turn = self._turn_of_session(session_id)
             summary = self._summary(turn) if turn else None
             # On the CLI the line stands on the screen (`on_session_end`), and a script reads what `hermes -z` prints.
-            if turn is None or summary is None or turn.platform == "cli":
+            if turn is None or summary is None or (turn.platform == "cli" and (turn.live.found or _is_silent())):
                 return None
             return f"{response_text}\n\n{summary}"
         return None
@@ -235,7 +235,7 @@ class Adapter:
         with _boundary("subagent_stop"):
             self._forget(child_session_id)
 
-    def llm_execution(  # Hermes's arguments
+    def llm_execution(
         self,
         *,
         request: Mapping[str, Any],

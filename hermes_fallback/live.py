@@ -23,6 +23,11 @@ class LiveAgent:
         self._agent = agent
 
     @property
+    def found(self) -> bool:
+        """Whether there is an agent at all."""
+        return self._agent is not None
+
+    @property
     def streams(self) -> bool:
         """Whether somebody sees text as it is written."""
         return self._call("_has_stream_consumers") is True
