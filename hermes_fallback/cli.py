@@ -7,9 +7,10 @@ import sys
 
 from . import config as configuration
 from . import executor, explain
-from .adapter import hermes_home, read_block
-from .config import PRIMARY, Config, ConfigError
+from .config import Config, ConfigError
+from .host import agent_class, hermes_home, read_config, running_model
 from .journal import Journal, JournalError
+from .live import streams_as_written
 
 _GOOD, _FAULTS = 0, 1
 
@@ -33,12 +34,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check() -> int:
-    block = read_block()
+    block, host_has_chain = read_config()
     if block is None:
         print("No `model_routing` block in Hermes's config.yaml: hermes-fallback is idle.")
         return _FAULTS
     try:
-        config = configuration.parse(block)
+        config = configuration.parse(block, host_has_chain=host_has_chain)
     except ConfigError as error:
         print(f"hermes-fallback is not active; {len(error.faults)} to mend:")
         print("\n".join(f"  {fault}" for fault in error.faults))
@@ -50,12 +51,26 @@ def _check() -> int:
 def _check_tiers(config: Config) -> int:
     outcome = _GOOD
     for number, tier in enumerate(config.ladder, start=1):
-        fault = None if tier.provider == PRIMARY else executor.fault_of(tier)
+        fault = executor.fault_of(tier) if tier.is_litellm else None
         print(f"  tier {number}, {tier.name}: {fault or 'ready'}")
         outcome = outcome if fault is None else _FAULTS
     if not config.policy.enabled:
         print("`fallback_policy.enabled` is false: nothing will be escalated.")
+    if (reason := _stays_local_because(config)) is not None:
+        print(f"Everything stays local, because {reason}.")
+        return _FAULTS
+    way = (
+        "streamed as it is written" if streams_as_written(agent_class()) else "shown whole (this Hermes has no way in)"
+    )
+    print(f"The stronger model's answer is {way}.")
     return outcome
+
+
+def _stays_local_because(config: Config) -> str | None:
+    try:
+        return running_model().stays_local_because(config)
+    except Exception as error:  # noqa: BLE001  # Hermes says in many ways that it cannot run
+        return f"Hermes cannot tell what it runs: {error}"
 
 
 def _explain(session_id: str | None, *, last: int) -> int:

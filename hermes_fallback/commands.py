@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from . import executor, explain
-from .adapter import Adapter
 from .config import Config
-from .events import EscalationRequested, SwitchedAuto, SwitchedOff, TurnEnded, TurnStarted
+from .events import EscalationRequested, SwitchedAuto, SwitchedOff
 from .journal import JournalError
 from .ledger import Ledger
 from .policy import holding, is_off
+
+if TYPE_CHECKING:  # the adapter answers commands that came as messages
+    from .adapter import Adapter
 
 HELP = """\
 /escalate          let the stronger model take over: now, for the rest of the task, or for your next message
@@ -19,10 +23,21 @@ HELP = """\
 /escalate off      never ask it in this session, unless you say /escalate
 /escalate auto     ask it again when the local model gets stuck (this is how a session starts)
 /escalate help     this text
-While a turn is running, type `/steer escalate`: Hermes keeps any other command until the turn is over."""
+While a turn runs, type `/steer escalate`; in a chat, /escalate stops the turn and the stronger model goes on."""
+
+_SPOKEN = re.compile(r"\s*(?:/escalate(?:@\w+)?(?:[ \t]+(?P<word>\w+))?|escalate)\s*", re.IGNORECASE)
 
 
-def escalate(adapter: Adapter, raw_args: str) -> str:
+def spoken(message: object) -> str | None:
+    """Return what stands behind /escalate in a user's message that is nothing but that command, or None.
+
+    A bare `escalate` is what is left of a `/steer escalate` that came too late for the turn.
+    """
+    said = _SPOKEN.fullmatch(message) if isinstance(message, str) else None
+    return None if said is None else said["word"] or ""
+
+
+def escalate(adapter: Adapter, raw_args: str, *, session_id: str) -> str:
     """Answer /escalate; `raw_args` is what the user typed behind it."""
     word = raw_args.strip().lower()
     if word == "help":
@@ -36,24 +51,24 @@ def escalate(adapter: Adapter, raw_args: str) -> str:
         return "hermes-fallback is idle: there is no `model_routing` block in Hermes's config.yaml."
     if not config.policy.enabled:
         return "hermes-fallback is switched off: `fallback_policy.enabled` is false in Hermes's config.yaml."
-    session_id = adapter.foreground_session()
     return _WORDS[word](adapter, config, adapter.ledgers.of_session(session_id), session_id)
 
 
 def _now(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
-    del session_id
     if "user_request" not in config.policy.trigger_on:
         return "Not done: `user_request` is not in `fallback_policy.trigger_on`."
+    if (reason := adapter.stays_local_because(session_id)) is not None:
+        return f"Not done: this session stays local, because {reason}."
     ledger.append(EscalationRequested(adapter.clock()))
     executor.warm()
-    when = "from its next step on" if _is_running(ledger) else "with your next message"
+    when = "from its next step on" if adapter.is_running(session_id) else "with your next message"
     return f"{config.ladder[0].name} takes over {when}, until that task is done."
 
 
 def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
     events = ledger.events()
     holder = holding(events, config.policy)
-    if holder is not None and _is_running(ledger):
+    if holder is not None and adapter.is_running(session_id):
         now = f"{holder.model} has the task, because {explain.reason(holder.trigger, holder.evidence)}."
     elif is_off(events):
         now = "The local model answers; escalation is off in this session (/escalate auto switches it on)."
@@ -80,15 +95,24 @@ def _why(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> s
 
 
 def _off(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
-    del config, session_id
+    del config
     ledger.append(SwitchedOff(adapter.clock()))
-    return "Off: the local model answers alone in this session, unless you say /escalate."
+    return f"Off: the local model answers alone in this session, unless you say /escalate.{_kept(adapter, session_id)}"
 
 
 def _auto(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
-    del config, session_id
+    del config
     ledger.append(SwitchedAuto(adapter.clock()))
-    return "Auto: the stronger model takes over when the local one gets stuck."
+    return f"Auto: the stronger model takes over when the local one gets stuck.{_kept(adapter, session_id)}"
+
+
+def _kept(adapter: Adapter, session_id: str) -> str:
+    """Keep the switch for when the session is resumed; say so where that fails."""
+    try:
+        adapter.journal.set_off(session_id, is_off=is_off(adapter.ledgers.of_session(session_id).events()))
+    except JournalError as error:
+        return f" (Only until Hermes ends, for it cannot be written down: {error})"
+    return ""
 
 
 _WORDS: dict[str, Callable[[Adapter, Config, Ledger, str], str]] = {
@@ -112,10 +136,3 @@ def _spent(adapter: Adapter, session_id: str) -> str:
         f"{explain.usage(entry.input_tokens, entry.output_tokens, entry.cost_usd)}"
         for entry in reversed(entries)
     )
-
-
-def _is_running(ledger: Ledger) -> bool:
-    for event in reversed(ledger.events()):
-        if isinstance(event, TurnStarted | TurnEnded):
-            return isinstance(event, TurnStarted)
-    return False

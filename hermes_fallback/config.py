@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 DEFAULT_TRIGGERS: tuple[TriggerName, ...] = get_args(TriggerName)
 PRIMARY = "primary"
 """The provider name of a tier that is another model on the local model's own endpoint."""
+HERMES = "hermes"
+"""The tier that is Hermes's own `fallback_providers`, with its logins, caching and accounting."""
 
 _LOCAL_SERVERS = {"custom", "local", "ollama", "lmstudio", "lm-studio", "lm_studio", "vllm", "sglang"} | {
     "llamacpp",
@@ -77,7 +79,12 @@ class Tier:
     @property
     def name(self) -> str:
         """The name that people see: `openai/gpt-5.4`, or the bare model for one on the local endpoint."""
-        return self.model if self.provider == PRIMARY else f"{self.provider}/{self.model}"
+        return self.model if self.provider in {PRIMARY, HERMES} else f"{self.provider}/{self.model}"
+
+    @property
+    def is_litellm(self) -> bool:
+        """Whether it is called through litellm, not through Hermes."""
+        return self.provider not in {PRIMARY, HERMES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +100,26 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Handoff:
+    """What of a conversation goes to a stronger model; `never_send` are patterns of paths, or words."""
+
+    trim: bool = True
+    redact: Literal["secrets", "off"] = "secrets"
+    never_send: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The whole block; `ladder` has at least one tier."""
 
     ladder: tuple[Tier, ...]
     primary: Primary | None = None
     policy: Policy = field(default_factory=Policy)
+    handoff: Handoff = field(default_factory=Handoff)
 
 
-def parse(block: object, *, source: str = "config.yaml") -> Config:
-    """Return the block as a Config.
+def parse(block: object, *, source: str = "config.yaml", host_has_chain: bool = True) -> Config:
+    """Return the block as a Config; `host_has_chain` says whether Hermes has `fallback_providers`.
 
     Raises:
         ConfigError: with every fault, each as `config.yaml: $.model_routing.…: what is wrong; what to write`.
@@ -112,18 +129,23 @@ def parse(block: object, *, source: str = "config.yaml") -> Config:
         raise ConfigError(faults)
     checked = cast("dict[str, object]", block)
     fallback = checked["fallback"]
-    tiers = cast("list[dict[str, object]]", fallback if isinstance(fallback, list) else [fallback])
+    entries = cast("list[dict[str, object] | str]", fallback if isinstance(fallback, list) else [fallback])
+    if HERMES in entries and not host_has_chain:
+        fault = (
+            "$.model_routing.fallback: hermes: Hermes has no `fallback_providers`; add one with `hermes fallback add`"
+        )
+        raise ConfigError([f"{source}: {fault}"])
+    tiers = [_HERMES_TIER if isinstance(entry, str) else entry for entry in entries]
     primary = cast("dict[str, str] | None", checked.get("primary"))
     return Config(
         ladder=tuple(Tier(**tier) for tier in tiers),  # type: ignore[arg-type]  # checked against the schema above
         primary=Primary(**primary) if primary else None,
         policy=_policy(cast("dict[str, object]", checked.get("fallback_policy", {}))),
+        handoff=_handoff(cast("dict[str, object]", checked.get("handoff", {}))),
     )
 
 
-def is_loopback(url: str) -> bool:
-    """Tell whether a URL leads to this machine."""
-    return bool(re.match(r"https?://(localhost|127\.[\d.]+|\[::1\]|0\.0\.0\.0)(?=[:/]|$)", url, re.IGNORECASE))
+_HERMES_TIER: dict[str, object] = {"provider": HERMES, "model": "Hermes's fallback_providers"}
 
 
 def _model_name(model: str) -> str:
@@ -147,6 +169,15 @@ def _policy(checked: dict[str, object]) -> Policy:
         values["trigger_on"] = tuple(cast("list[TriggerName]", values["trigger_on"]))
     after = {name: override["after"] for name, override in overrides.items()}
     return Policy(after=after, **values)  # type: ignore[arg-type]  # checked against the schema above
+
+
+def _handoff(checked: dict[str, object]) -> Handoff:
+    values = dict(checked)
+    if values.get("redact") is False:
+        values["redact"] = "off"  # YAML reads a bare `off` as false
+    if "never_send" in values:
+        values["never_send"] = tuple(cast("list[str]", values["never_send"]))
+    return Handoff(**values)  # type: ignore[arg-type]  # checked against the schema above
 
 
 def _faults(block: object) -> Iterator[str]:
@@ -184,7 +215,7 @@ def _sentences(path: str, error: ValidationError) -> Iterator[str]:  # noqa: C90
         case "minItems":
             yield f"{path}: is empty; {_EXAMPLES.get(name, 'write at least one entry, or leave the key out')}"
         case "minLength":
-            yield f"{path}: is empty; {_EXAMPLES.get(name, 'write a name')}"
+            yield f"{path}: is empty; {_EXAMPLES.get(name.partition('[')[0], 'write a name')}"
         case "uniqueItems":
             yield f"{path}: names one entry twice; write each once"
         case "pattern" if name == "api_key_env":
@@ -209,6 +240,7 @@ _EXAMPLES = {
     "provider": "write litellm's name of the provider, for example `provider: openai`",
     "model": "write the model's name, for example `model: gpt-5.4`",
     "after": "write how many times, for example `after: 4`",
+    "never_send": "write a pattern of paths or a text, for example `never_send: ['*.pem']`",
     "trigger_on": "name at least one trigger, leave the key out for all, or write `enabled: false`",
 }
 _TYPES = {

@@ -25,10 +25,16 @@ from .config import Tier
 _IDLE_SECONDS = 90.0  # without a byte; a reasoning model may think for a minute before its first token
 _POLL_SECONDS = 0.05
 _QUOTED_CHARS = 160
+_SURE_CHARS = 6000  # fewer fit into every window there is; counting them would cost more than it tells
 _OVERLAP_CHARS = 24
-_RETRIES = 1  # the provider client's own, for 408, 409, 429, 5xx and connections; `num_retries` repeats a 401 as well
+# The provider client's own, for 408, 409, 429, 5xx and connections; litellm 1.105 heeds it for OpenAI's chat alone, and
+# its `num_retries` would repeat a 401 as well.
+_RETRIES = 1
 
 _KEY = re.compile(r"\b(?:sk|pk|gsk|xai|key|AIza)[-_]?[\w*-]{6,}|(?<=Bearer )\S+")
+
+# For every provider but OpenAI, litellm quotes the whole answer.
+_MESSAGE = re.compile(r'"message": ?"((?:[^"\\]|\\.)+)"')
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +84,38 @@ def fault_of(tier: Tier) -> str | None:
     return _missing(tier, ", ".join(missing)) if missing else None
 
 
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What litellm knows of a model; None is unknown."""
+
+    vision: bool | None
+    max_input_tokens: int | None
+
+
+def abilities(tier: Tier) -> Abilities:
+    """Return what the tier's model can take."""
+    try:
+        info = _import_quietly().get_model_info(tier.model, custom_llm_provider=tier.provider)
+    except Exception:  # noqa: BLE001  # litellm raises a plain Exception for a model that its map lacks
+        return Abilities(vision=None, max_input_tokens=None)
+    # The map says `supports_vision` only where it is so.
+    return Abilities(vision=bool(info.get("supports_vision")), max_input_tokens=info.get("max_input_tokens"))
+
+
+def token_counter(tier: Tier, tools: Sequence[Any] | None) -> Callable[[Sequence[Mapping[str, Any]]], int]:
+    """Return what counts the input tokens of messages and `tools`, as litellm does for the tier's model."""
+
+    def count(messages: Sequence[Mapping[str, Any]]) -> int:
+        # Images are counted by litellm alone: their data is long, and they cost by size.
+        rough = len(str(messages)) + len(str(tools or ""))
+        if rough < _SURE_CHARS:
+            return rough // 2
+        litellm = _import_quietly()
+        return int(litellm.token_counter(model=f"{tier.provider}/{tier.model}", messages=list(messages), tools=tools))
+
+    return count
+
+
 def complete(
     tier: Tier,
     handoff: Mapping[str, Any],
@@ -112,6 +150,7 @@ def _arguments(tier: Tier, handoff: Mapping[str, Any]) -> dict[str, Any]:
         "timeout": tier.timeout_seconds,
         "max_retries": _RETRIES,
         "drop_params": True,
+        **_cache_markers(tier),
         **tier.extra,
     }
     optional = {"base_url": tier.base_url, "max_tokens": tier.max_tokens, "temperature": tier.temperature}
@@ -124,12 +163,26 @@ def _arguments(tier: Tier, handoff: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def _cache_markers(tier: Tier) -> dict[str, Any]:
+    """Ask for the prompt to be cached where that must be asked for, so that a task does not pay its prefix each call.
+
+    Claude reads up to a marker what an earlier call wrote there, at a tenth of the price; writing costs a quarter more.
+    OpenAI and Gemini cache by themselves (docs.litellm.ai/docs/tutorials/prompt_caching).
+    """
+    hosted = tier.provider in {"bedrock", "vertex_ai"} and "claude" in tier.model.lower()
+    if tier.provider != "anthropic" and not hosted:
+        return {}
+    points = [{"location": "message", "role": "system"}, {"location": "message", "index": -1}]
+    return {"cache_control_injection_points": points}
+
+
 class _Stream:
     """litellm's stream, read on a thread of its own, because nothing else can be left in the middle."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.chunks: list[Any] = []
         self.finish_reason_seen = True
+        self.said: Sequence[str] = ()
         self.messages = arguments["messages"]
         self._arguments = arguments
         self._queue: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -157,18 +210,82 @@ class _Stream:
                 return
 
     def _read(self) -> None:
+        last: tuple[str, Any] = ("end", None)
         try:
             litellm = _import_quietly()
             self._source = litellm.completion(**self._arguments)
+            watch = _Watch(self._source)
             for chunk in self._source:
                 if self._closed.is_set():
-                    return
+                    break
                 self._queue.put(("chunk", chunk))
             # None means that no chunk carried a finish reason: the connection was cut. Absent means unknown.
-            self.finish_reason_seen = getattr(self._source, "received_finish_reason", "unknown") is not None
-            self._queue.put(("end", None))
+            received = getattr(self._source, "received_finish_reason", "unknown") is not None
+            self.finish_reason_seen = received if watch.ended is None else watch.ended
+            self.said = watch.said
         except BaseException as error:  # noqa: BLE001  # whatever it is belongs to the caller, on the caller's thread
-            self._queue.put(("error", error))
+            last = ("error", error)
+        _let_go(self._source)
+        self._queue.put(last)
+
+
+def _let_go(source: Any) -> None:
+    """Close all that litellm reads a stream through, down to the connection.
+
+    litellm stops reading before the end, and leaves the rest to the garbage collector. That closes it at any moment, in
+    any thread: inside httpcore's connection pool too, whose lock it then waits for, and every later call with it
+    (httpcore 1.0.9, `PoolByteStream.close`; seen with Anthropic's streams).
+    """
+    held = [getattr(source, "completion_stream", None)]
+    for name in ("streaming_response", "stream_iterator", "response"):
+        held += [getattr(holder, name, None) for holder in tuple(held)]
+    for holder in reversed(held):
+        close = getattr(holder, "close", None)
+        if callable(close):
+            try:
+                close()
+            except Exception:  # it may be closed already, in any way
+                logger.debug("closing a stream failed", exc_info=True)
+
+
+class _Watch:
+    """Looks at the provider's own events for what litellm 1.105.3 does not pass on."""
+
+    def __init__(self, source: Any) -> None:
+        self.ended: bool | None = None
+        """Whether Gemini gave a finish reason; None for other providers."""
+        self.said: list[str] = []
+        """Texts and arguments as the Responses API repeats each, whole, at its end."""
+        if getattr(source, "completion_stream", None) is not None:
+            self._attach(source.completion_stream)
+        elif (make_call := getattr(source, "make_call", None)) is not None:
+            # The request goes out only when the first chunk is asked for.
+            source.make_call = lambda **options: self._attach(make_call(**options))
+
+    def _attach(self, iterator: Any) -> Any:
+        parse = getattr(iterator, "chunk_parser", None)
+        if parse is not None:
+
+            def parsed(chunk: Any) -> Any:
+                if isinstance(chunk, Mapping):
+                    self._look(chunk)
+                return parse(chunk)
+
+            iterator.chunk_parser = parsed
+        return iterator
+
+    def _look(self, event: Mapping[str, Any]) -> None:
+        if "candidates" in event or "promptFeedback" in event:
+            # litellm calls every piece finished, with reason "stop", and never sets `received_finish_reason`.
+            # A prompt that is blocked has no candidates.
+            reasons = (candidate.get("finishReason") for candidate in event.get("candidates") or ())
+            self.ended = bool(self.ended or event.get("promptFeedback") or any(reasons))
+        # litellm skips an event that is no JSON, so that a piece may be missing in the middle.
+        match event.get("type"):
+            case "response.output_text.done":
+                self.said.append(str(event.get("text") or ""))
+            case "response.function_call_arguments.done":
+                self.said.append(str(event.get("arguments") or ""))
 
 
 def _drain(
@@ -217,6 +334,11 @@ def _reply(stream: _Stream, tier: Tier, *, seconds: float) -> Reply:
     message = response.choices[0].message
     if not stream.finish_reason_seen:
         raise ExecutionError(f"{tier.name}: the reply was cut off in the middle", transient=True)
+    if response.choices[0].finish_reason == "content_filter":
+        raise ExecutionError(f"{tier.name}: the provider refused the content", transient=False)
+    heard = [message.content or "", *(call.function.arguments for call in message.tool_calls or ())]
+    if not all(any(said in words for words in heard) for said in stream.said):
+        raise ExecutionError(f"{tier.name}: the reply came with a piece missing", transient=True)
     if not (message.content or "").strip() and not message.tool_calls:
         raise ExecutionError(f"{tier.name}: the reply was empty", transient=True)
     usage = getattr(response, "usage", None)
@@ -229,14 +351,36 @@ def _reply(stream: _Stream, tier: Tier, *, seconds: float) -> Reply:
     )
 
 
+def price(provider: str, model: str, input_tokens: int | None, output_tokens: int | None) -> float | None:
+    """Return what a call of Hermes's own costs by litellm's prices, in dollars; None when that is not known."""
+    if input_tokens is None or output_tokens is None:
+        return None
+    litellm = _import_quietly()
+    try:
+        costs = litellm.cost_per_token(
+            model=model, custom_llm_provider=provider, prompt_tokens=input_tokens, completion_tokens=output_tokens
+        )
+        return _known(litellm, float(sum(costs)), provider, model)
+    except Exception:  # noqa: BLE001  # litellm raises a plain Exception for a model that its price map lacks
+        return None
+
+
 def _cost(litellm: Any, response: object, tier: Tier) -> float | None:
     try:
         cost = litellm.completion_cost(
             completion_response=response, model=tier.model, custom_llm_provider=tier.provider
         )
+        return _known(litellm, float(cost), tier.provider, tier.model)
     except Exception:  # noqa: BLE001  # litellm raises a plain Exception for a model that its price map lacks
         return None
-    return float(cost)
+
+
+def _known(litellm: Any, cost: float, provider: str, model: str) -> float | None:
+    """Return the cost, or None when it is 0 because litellm knows the model but no price for it (1.105.3)."""
+    if cost:
+        return cost
+    known = litellm.get_model_info(model.removeprefix("responses/"), custom_llm_provider=provider)["key"]
+    return cost if known in litellm.model_cost else None
 
 
 def _execution_error(tier: Tier, error: BaseException, messages: Sequence[Mapping[str, Any]]) -> ExecutionError:
@@ -265,7 +409,9 @@ def _execution_error(tier: Tier, error: BaseException, messages: Sequence[Mappin
 
 def _quotable(message: str, messages: Sequence[Mapping[str, Any]]) -> str:
     """Return the start of what the provider said, unless it quotes the conversation; keys are masked."""
-    said = message.rpartition("Exception - ")[2].strip().partition("\n")[0][:_QUOTED_CHARS]
+    words = _MESSAGE.findall(message)
+    said = words[-1] if words else message.rpartition("Exception - ")[2].strip().partition("\n")[0]
+    said = said[:_QUOTED_CHARS]
     conversation = str(messages)
     if any(said[start : start + _OVERLAP_CHARS] in conversation for start in range(len(said) - _OVERLAP_CHARS + 1)):
         return ""
@@ -284,11 +430,11 @@ def _key_advice(tier: Tier) -> str:
 def _import_quietly() -> Any:
     # Without this, the import fetches a price map from the network (litellm/__init__.py).
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    # What pydantic says about its types, and at each call of its bridge to the Responses API (1.105.3).
+    for message in ("Pydantic serializer warnings", r"Items .* are using the `ReadOnly` qualifier"):
+        warnings.filterwarnings("ignore", message=message, category=UserWarning)
     # Imported here: it takes 3 to 5 s and 170 MB, which only an escalation is worth.
     litellm: Any = importlib.import_module("litellm")
-
-    # Its bridge to OpenAI's Responses API makes pydantic warn on the terminal at each call (1.105.3).
-    warnings.filterwarnings("ignore", message="Pydantic serializer warnings", category=UserWarning)
     litellm.suppress_debug_info = True
     litellm.disable_hf_tokenizer_download = True
     litellm.telemetry = False

@@ -7,10 +7,15 @@ server knows are left out; what was said is kept.
 
 from __future__ import annotations
 
+import bisect
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from .config import Handoff, Tier
+from .redact import redact
+from .trim import exchanges, trim
 
 Message = dict[str, Any]
 
@@ -19,17 +24,54 @@ STEER_CLOSE = "[/OUT-OF-BAND USER MESSAGE]"
 """The marks around what a user says with /steer, at the end of a tool message (0.19 agent/prompt_builder.py)."""
 
 _STEERED_ESCALATE = re.compile(rf"\s*{re.escape(STEER_OPEN)}\s*/?escalate\s*{re.escape(STEER_CLOSE)}\s*$")
+# Alone, or behind the message that it interrupted, to which Hermes joins it.
+_SPOKEN_ESCALATE = re.compile(r"(?:\A|\n\n)\s*/escalate(?:@\w+)?\s*\Z|\A\s*escalate\s*\Z", re.IGNORECASE)
+_GO_ON = "Go on with the task above, from where it was stopped."
+_BEGINNING = "(The beginning of this conversation is not here.)"
 _TOOL_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 
 
-def build(request: Mapping[str, Any], *, note: str) -> Message:
+_NO_IMAGE = "[an image was left out: this model cannot see images]"
+_DEFAULT = Handoff()
+# Exchanges are left out four at a time, so that the request for the next call mostly begins as the one before did.
+_STEP = 4
+
+
+def build(
+    request: Mapping[str, Any],
+    *,
+    note: str,
+    options: Handoff = _DEFAULT,
+    local_model: str | None = None,
+    tier: Tier | None = None,
+    vision: bool | None = None,
+    max_input_tokens: int | None = None,
+    count_tokens: Callable[[list[Message]], int] | None = None,
+) -> Message:
     """Return `{"messages": […], "tools": […]}` for the stronger tier, with `note` at the end of the system prompt.
 
     `request` is OpenAI-shaped (DESIGN.md, fact 4); everything in it but messages and tools was chosen for the local
-    model and is left out.
+    model and is left out. With `local_model` and `tier`, a system prompt that names the one names the other instead;
+    with `vision=False` images are left out; with both of the last two, so are old messages that the window has no room
+    for (`count_tokens` gets the finished messages; the tools are the caller's to count).
     """
     messages = list(_paired(_plain(message) for message in request.get("messages") or ()))
-    handoff: Message = {"messages": _with_note(_merged(messages), note)}
+    if vision is False:
+        messages = [_without_images(message) for message in messages]
+    if local_model and tier:
+        messages = _naming(messages, local_model, tier)
+    # Before trimming, whose lines quote: half a secret is not known as one.
+    if options.redact == "secrets":
+        messages = redact(messages)
+
+    def finished(messages: list[Message]) -> list[Message]:
+        return _with_note(_merged(trim(messages, untouchable=STEER_OPEN) if options.trim else messages), note)
+
+    if max_input_tokens is not None and count_tokens is not None:
+        fits = _fit(messages, lambda shorter: count_tokens(finished(shorter)) <= max_input_tokens)
+        handoff: Message = {"messages": finished(fits)}
+    else:
+        handoff = {"messages": finished(messages)}
     if request.get("tools"):
         handoff["tools"] = request["tools"]
     return handoff
@@ -44,11 +86,14 @@ def note(reason: str) -> str:
     )
 
 
-def asks_to_escalate(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Tell whether the user's last word is a `/steer escalate`: at the very end of the last message, a tool's."""
-    if not messages or messages[-1].get("role") != "tool":
-        return False
-    return bool(_STEERED_ESCALATE.search(text_of(messages[-1].get("content"))))
+def count_steers(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Count the tool messages that end in a `/steer escalate`: one more than before is the user's word.
+
+    Counted, because Hermes puts what is steered before a call to the last tool message there is, perhaps of an older
+    turn (0.17 to 0.19 agent/conversation_loop.py).
+    """
+    tools = (text_of(message.get("content")) for message in messages if message.get("role") == "tool")
+    return sum(text.rstrip().endswith(STEER_CLOSE) and bool(_STEERED_ESCALATE.search(text)) for text in tools)
 
 
 def _plain(message: Mapping[str, Any]) -> Message:
@@ -56,9 +101,11 @@ def _plain(message: Mapping[str, Any]) -> Message:
     content = message.get("content")
     match role:
         case "user":
-            return {"role": "user", "content": _parts(content)}
+            return {"role": "user", "content": _without_command(_parts(content))}
         case "assistant":
-            return {"role": "assistant", "content": text_of(content), "tool_calls": message.get("tool_calls") or []}
+            text = text_of(content)
+            calls = message.get("tool_calls") or []
+            return {"role": "assistant", "content": text if text.strip() else "", "tool_calls": calls}
         case "tool":
             text = _STEERED_ESCALATE.sub("", text_of(content))
             return {"role": "tool", "content": text, "tool_call_id": message.get("tool_call_id")}
@@ -66,9 +113,19 @@ def _plain(message: Mapping[str, Any]) -> Message:
             return {"role": "system", "content": text_of(content)}
 
 
+def _without_command(content: Any) -> Any:
+    """Take out an /escalate that reached the conversation as a message (a busy gateway hands it to the model)."""
+    if not isinstance(content, str):
+        return content
+    rest = _SPOKEN_ESCALATE.sub("", content)
+    return rest if rest.strip() or not content.strip() else _GO_ON
+
+
 def _paired(messages: Iterable[Message]) -> Iterator[Message]:
-    """Give every call exactly one result right behind it, with an id that all providers take."""
+    """Give every call exactly one result right behind it, in the calls' order, with an id that all providers take."""
     waiting: dict[str, object] = {}  # new id → the id the local server gave
+    # By new id. In the calls' order, because Gemini finds the call of a result by its name and place only.
+    results: dict[str, Message] = {}
     strays: list[Message] = []
     count = 0
     for message in messages:
@@ -79,10 +136,10 @@ def _paired(messages: Iterable[Message]) -> Iterator[Message]:
                 strays.append({"role": "user", "content": f"[result of an earlier tool call]\n{message['content']}"})
             else:
                 del waiting[new_id]
-                yield {**message, "tool_call_id": new_id}
+                results[new_id] = {**message, "tool_call_id": new_id}
             continue
-        yield from (*_missing(waiting), *strays)
-        waiting, strays = {}, []
+        yield from (*_in_order(results, waiting), *strays)
+        waiting, results, strays = {}, {}, []
         calls = message.pop("tool_calls", [])
         if calls:
             tool_calls = []
@@ -96,7 +153,7 @@ def _paired(messages: Iterable[Message]) -> Iterator[Message]:
         elif message["role"] != "assistant" or message["content"]:
             # An assistant turn that held only its thoughts has nothing left to say.
             yield message
-    yield from (*_missing(waiting), *strays)
+    yield from (*_in_order(results, waiting), *strays)
 
 
 def _match(old_id: object, waiting: Mapping[str, object]) -> str | None:
@@ -104,9 +161,10 @@ def _match(old_id: object, waiting: Mapping[str, object]) -> str | None:
     return same[0] if same else None
 
 
-def _missing(waiting: Mapping[str, object]) -> Iterator[Message]:
-    for new_id in waiting:
-        yield {"role": "tool", "tool_call_id": new_id, "content": "(no result was recorded)"}
+def _in_order(results: Mapping[str, Message], waiting: Iterable[str]) -> Iterator[Message]:
+    missing = {id_: {"role": "tool", "tool_call_id": id_, "content": "(no result was recorded)"} for id_ in waiting}
+    found = {**results, **missing}
+    yield from (found[id_] for id_ in sorted(found))
 
 
 def _function(call: Mapping[str, Any]) -> Message:
@@ -114,24 +172,54 @@ def _function(call: Mapping[str, Any]) -> Message:
     arguments = function.get("arguments")
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments if arguments is not None else {})
-    try:
-        is_object = isinstance(json.loads(arguments or "{}"), dict)
-    except ValueError:
-        is_object = False
-    if not is_object:
+    if not _is_object(arguments or "{}"):
         arguments = json.dumps({"not_valid_json": arguments})
-    return {"name": _TOOL_NAME.sub("_", str(function.get("name") or "unnamed"))[:64], "arguments": arguments or "{}"}
+    name = _TOOL_NAME.sub("_", str(function.get("name") or "unnamed"))
+    # Gemini's names begin with a letter or an underscore.
+    name = name if name[0].isalpha() or name[0] == "_" else f"_{name}"
+    return {"name": name[:64], "arguments": arguments or "{}"}
+
+
+def _is_object(arguments: str) -> bool:
+    """Tell whether a request can carry the arguments as an object, as Anthropic's and Gemini's do: no NaN in it."""
+    try:
+        parsed = json.loads(arguments)
+        json.dumps(parsed, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(parsed, dict)
 
 
 def _merged(messages: Iterable[Message]) -> list[Message]:
-    """Join user messages that follow each other: some providers want roles to alternate."""
+    """Join user messages that follow each other, leave blank ones out, and let the user have the first and last word.
+
+    Some providers want roles to alternate; Anthropic and Gemini refuse blank text, and a conversation that the model
+    begins or (since Claude 4.6) ends.
+    """
+    merged = _joined_turns(messages)
+    said = [message for message in merged if message["role"] != "system"]
+    if not said or said[0]["role"] != "user":
+        start = merged.index(said[0]) if said else len(merged)
+        merged.insert(start, {"role": "user", "content": _BEGINNING})
+    if said and said[-1]["role"] == "assistant":
+        merged.append({"role": "user", "content": _GO_ON})
+    return merged
+
+
+def _joined_turns(messages: Iterable[Message]) -> list[Message]:
     merged: list[Message] = []
     for message in messages:
+        if message["role"] in {"system", "user"} and _is_blank(message["content"]):
+            continue
         if merged and message["role"] == merged[-1]["role"] == "user":
             merged[-1] = {"role": "user", "content": _joined(merged[-1]["content"], message["content"])}
         else:
             merged.append(message)
     return merged
+
+
+def _is_blank(content: Any) -> bool:
+    return not (content.strip() if isinstance(content, str) else content)
 
 
 def _joined(first: Any, second: Any) -> Any:
@@ -144,6 +232,50 @@ def _as_parts(content: Any) -> list[Message]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
+def _without_images(message: Message) -> Message:
+    if not isinstance(message["content"], list):
+        return message
+    parts = [{"text": _NO_IMAGE} if part["type"] == "image_url" else part for part in message["content"]]
+    return {**message, "content": text_of(parts)}
+
+
+def _naming(messages: list[Message], local_model: str, tier: Tier) -> list[Message]:
+    """Say who reads the system prompt, which Hermes ends with the local model's name (0.19 agent/system_prompt.py)."""
+    if not messages or messages[0]["role"] != "system":
+        return messages
+    named = re.compile(rf"^Model: {re.escape(local_model)}$(\nProvider: .*$)?", re.MULTILINE)
+    found = list(named.finditer(messages[0]["content"]))
+    if not found:
+        return messages
+    prompt, last = messages[0]["content"], found[-1]
+    lines = f"Model: {tier.model}" + (f"\nProvider: {tier.provider}" if last[1] else "")
+    return [{"role": "system", "content": prompt[: last.start()] + lines + prompt[last.end() :]}, *messages[1:]]
+
+
+def _fit(messages: list[Message], fits: Callable[[list[Message]], bool]) -> list[Message]:
+    """Leave out as many of the oldest exchanges as it takes; the newest one stays even if that is not enough."""
+    first_user = next((at for at, message in enumerate(messages) if message["role"] == "user"), None)
+    head_end = 0 if first_user is None else first_user + 1
+    if first_user is None and messages and messages[0]["role"] == "system":
+        head_end = 1
+    head, middle = messages[:head_end], [[said, *results] for said, results in exchanges(messages[head_end:])]
+    if len(middle) < 2 or fits(messages):
+        return messages
+    counts = [*range(_STEP, len(middle) - 1, _STEP), len(middle) - 1]
+    enough = bisect.bisect_left(counts, True, key=lambda count: fits(_without_oldest(head, middle, count)))
+    return _without_oldest(head, middle, counts[min(enough, len(counts) - 1)])
+
+
+def _without_oldest(head: list[Message], middle: list[list[Message]], count: int) -> list[Message]:
+    old, new = ([message for exchange in part for message in exchange] for part in (middle[:count], middle[count:]))
+    # The user's last word is the task, however long ago it was said.
+    words = [message for message in old if message["role"] == "user"]
+    task = words[-1:] if not any(message["role"] == "user" for message in new) else []
+    left_out = len(old) - len(task)
+    line = f"[{left_out} older messages were left out here, for which this model's context has no room]"
+    return [*head, {"role": "user", "content": line}, *task, *new]
+
+
 def _with_note(messages: list[Message], text: str) -> list[Message]:
     if messages and messages[0]["role"] == "system":
         return [{"role": "system", "content": f"{messages[0]['content']}\n\n{text}"}, *messages[1:]]
@@ -152,16 +284,17 @@ def _with_note(messages: list[Message], text: str) -> list[Message]:
 
 def _parts(content: Any) -> Any:
     """Return a user's content as text, or as a list of text and image parts if there is an image in it."""
-    if isinstance(content, list) and any(
-        isinstance(part, dict) and part.get("type") == "image_url" for part in content
-    ):
-        return [
-            {"type": "image_url", "image_url": part["image_url"]}
-            if isinstance(part, dict) and part.get("type") == "image_url"
-            else {"type": "text", "text": text_of([part])}
-            for part in content
-        ]
-    return text_of(content)
+    if not isinstance(content, list) or not any(_image(part) for part in content):
+        return text_of(content)
+    parts = (_image(part) or {"type": "text", "text": text_of([part])} for part in content)
+    return [part for part in parts if part["type"] == "image_url" or part["text"].strip()]
+
+
+def _image(part: Any) -> Message | None:
+    image = part.get("image_url") if isinstance(part, dict) and part.get("type") == "image_url" else None
+    if not image:
+        return None
+    return {"type": "image_url", "image_url": image if isinstance(image, dict) else {"url": image}}
 
 
 def text_of(content: Any) -> str:

@@ -37,6 +37,10 @@ CREATE TABLE calls (
     output_tokens INTEGER,
     cost_usd REAL                -- NULL: unknown
 );
+CREATE TABLE switches (
+    session_id TEXT PRIMARY KEY,
+    is_off INTEGER NOT NULL      -- /escalate off, for when the session is resumed
+);
 CREATE INDEX escalations_by_session ON escalations (session_id);
 CREATE INDEX calls_by_escalation ON calls (escalation);
 CREATE INDEX calls_by_turn ON calls (turn_id);
@@ -122,6 +126,48 @@ class Journal:
                 " WHERE id = ?",
                 (state, error, seconds, input_tokens, output_tokens, cost_usd, call),
             )
+
+    def set_model(self, escalation: int, model: str) -> None:
+        """Write which model it was, where that was not known before it answered.
+
+        Raises:
+            JournalError: the file cannot be written.
+        """
+        with self._connection() as connection:
+            connection.execute("UPDATE escalations SET to_model = ? WHERE id = ?", (model, escalation))
+
+    def set_off(self, session_id: str, *, is_off: bool) -> None:
+        """Keep what the user said with /escalate off or auto.
+
+        Raises:
+            JournalError: the file cannot be written.
+        """
+        with self._connection() as connection:
+            connection.execute("INSERT OR REPLACE INTO switches VALUES (?, ?)", (session_id, is_off))
+
+    def is_off(self, session_id: str) -> bool:
+        """Tell whether the session was left with /escalate off.
+
+        Raises:
+            JournalError: the file cannot be read.
+        """
+        if not self.path.exists():
+            return False
+        with self._connection() as connection:
+            row = connection.execute("SELECT is_off FROM switches WHERE session_id = ?", (session_id,)).fetchone()
+        return row is not None and bool(row[0])
+
+    def rename_session(self, old_id: str, new_id: str) -> None:
+        """Let a session's rows go by its new id.
+
+        Raises:
+            JournalError: the file cannot be written.
+        """
+        if not self.path.exists():
+            return
+        with self._connection() as connection:
+            connection.execute("UPDATE escalations SET session_id = ? WHERE session_id = ?", (new_id, old_id))
+            connection.execute("UPDATE OR REPLACE switches SET session_id = ? WHERE session_id = ?", (new_id, old_id))
 
     def entries(self, *, session_id: str | None = None, turn_id: str | None = None, last: int = 20) -> Sequence[Entry]:
         """Return the newest escalations, newest first: all, a session's, or those with calls in a turn.

@@ -1,4 +1,4 @@
-"""A session's events in memory: bounded, locked, and pruned to what the next task may need when a turn starts.
+"""A session's events in memory: bounded, locked, and pruned to what the next task may need when a turn ends.
 
 Everything that happened in older tasks is in the journal; a session that runs for a year takes no more room than a new
 one.
@@ -33,12 +33,13 @@ class Ledger:
         self._events: list[Event] = []
 
     def append(self, *events: Event) -> None:
-        """Add events; a TurnStarted lets go of the task before it."""
+        """Add events; at the border of two turns, the task before it is let go."""
         with self._lock:
             for event in events:
-                if isinstance(event, TurnStarted):
-                    self._events = _carried_over(self._events)
-                self._events.append(event)
+                if isinstance(event, TurnStarted | TurnEnded):
+                    self._events = _carried_over([*self._events, event])
+                else:
+                    self._events.append(event)
             # Pruned at twice the limit, not at each event: the cost of an event stays the same however many came.
             if len(self._events) > 2 * MAX_EVENTS:
                 self._events = _newest(self._events)
@@ -70,6 +71,17 @@ class Ledgers:
             if ledger is not None:
                 self._by_session.setdefault(new_id, ledger)
 
+    def adopt(self, session_id: str, *, from_session: str) -> None:
+        """Give what was said before a session had its id to that session."""
+        with self._lock:
+            early = self._by_session.pop(from_session, None)
+        if early is not None:
+            self.of_session(session_id).append(*early.events())
+
+    def known(self, session_id: str) -> bool:
+        """Tell whether the session has a ledger."""
+        return session_id in self._by_session
+
     def forget(self, session_id: str) -> None:
         """Drop a session that ended."""
         with self._lock:
@@ -80,6 +92,7 @@ def _carried_over(events: Iterable[Event]) -> list[Event]:
     escalated: Event | None = None
     switched: Event | None = None
     request: Event | None = None
+    border: Event | None = None
     for event in events:
         match event:
             case Escalated():
@@ -89,11 +102,13 @@ def _carried_over(events: Iterable[Event]) -> list[Event]:
             case EscalationRequested():
                 request = event
             case TurnEnded():
-                request = None
+                request, border = None, event
+            case TurnStarted():
+                border = event
             case _:
                 pass
     carried = [event for event in (escalated, switched, request) if event is not None]
-    return sorted(carried, key=lambda event: event.at)
+    return [*sorted(carried, key=lambda event: event.at), *([] if border is None else [border])]
 
 
 def _newest(events: list[Event]) -> list[Event]:

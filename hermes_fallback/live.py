@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -60,6 +61,10 @@ class LiveAgent:
         """Show a piece of the answer as it comes (0.19 run_agent.py `_fire_stream_delta`)."""
         return self._call("_fire_stream_delta", text) is not _ABSENT
 
+    def can_fall_over(self) -> bool:
+        """Whether Hermes has a fallback provider left (0.17 to 0.19 `_has_pending_fallback`); yes if unknown."""
+        return self._call("_has_pending_fallback") is not False
+
     def call_again(self, request: Mapping[str, Any]) -> object | None:
         """Send a second request to the local endpoint the way Hermes sends the first; None when that cannot be done.
 
@@ -102,7 +107,45 @@ def find_agent(next_call: Callable[..., object]) -> LiveAgent:
     return LiveAgent(None)
 
 
+def streams_as_written(agent_class: object) -> bool:
+    """Tell whether a stronger model's text can be shown as it is written; else the answer comes whole."""
+    return all(
+        callable(getattr(agent_class, name, None))
+        for name in ("_fire_stream_delta", "_has_stream_consumers", "_reset_stream_delivery_tracking")
+    )
+
+
 def cli_session_id(manager: object) -> str | None:
     """Return the session that the interactive CLI shows now, if there is one (0.19 cli.py `HermesCLI.session_id`)."""
     session_id = getattr(getattr(manager, "_cli_ref", None), "session_id", None)
     return session_id if isinstance(session_id, str) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A chat of a gateway, known by Hermes's key for it."""
+
+    key: str
+    _store: object
+
+    @property
+    def early_session(self) -> str:
+        """Where a command goes that is given before the chat has a session; the chat's next session takes it over."""
+        return f"chat:{self.key}"
+
+    @property
+    def session_id(self) -> str | None:
+        """The session that the chat is in, if there is one yet (`SessionStore.peek_session_id`, not yet in 0.17)."""
+        peek = getattr(self._store, "peek_session_id", None)
+        if callable(peek):
+            found = peek(self.key)
+        else:
+            found = getattr(getattr(self._store, "_entries", {}).get(self.key), "session_id", None)
+        return found if isinstance(found, str) else None
+
+
+def find_chat(gateway: object, event: object, store: object) -> Chat | None:
+    """Return the chat that a gateway's message came from (0.17 to 0.19 gateway/run.py `_session_key_for_source`)."""
+    key_of = getattr(gateway, "_session_key_for_source", None)
+    key = key_of(getattr(event, "source", None)) if callable(key_of) else None
+    return Chat(key, store) if isinstance(key, str) else None

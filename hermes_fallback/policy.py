@@ -19,6 +19,7 @@ from .events import (
     SwitchedOff,
     TierReplied,
     TriggerName,
+    TurnEnded,
     TurnStarted,
 )
 from .triggers import TRIGGERS, Evidence, Limits
@@ -81,7 +82,7 @@ def holding(events: Sequence[Event], policy: Policy) -> Escalated | None:
                 return None
             case TierReplied():
                 replies += 1
-            case TurnStarted():
+            case TurnStarted() | TurnEnded():
                 in_this_task = False
             case Escalated():
                 if policy.hold == "session" or (in_this_task and (policy.hold == "task" or replies < policy.hold)):

@@ -1,7 +1,7 @@
 """Model endpoints on loopback: a lenient local server, and a paid one as strict as OpenAI's chat API.
 
-A `Endpoint` answers `/v1/chat/completions` with what its script says, one reply a request, and keeps every request.
-The strict rules follow OpenAI's public API reference (chat/create) and its documented 400 and 401 errors.
+An `Endpoint` answers its wire's path with what its script says, one reply a request, and keeps every request. The wire
+here is OpenAI's `/v1/chat/completions`; `tests/wire.py` has the other providers'. The strict rules follow OpenAI's public API reference (chat/create) and its documented 400 and 401 errors.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -32,8 +32,10 @@ _MESSAGE_KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "refus
 class Answer:
     """One scripted reply.
 
-    `cut_after` closes the connection after so many characters; `hold_seconds` waits between two pieces of text;
-    `headers_after` waits before the status line.
+    `cut_after` closes the connection after so many characters of text and arguments; `garbled_after` sends the event
+    that comes then as half of its JSON; `error_after` sends the provider's own error event then, and ends.
+    `hold_seconds` waits between two pieces of text; `headers_after` waits before the status line.
+    `usage` counts all input and output tokens; `cached` is how much of the input was read from the prompt cache.
     """
 
     text: str | None = None
@@ -43,9 +45,12 @@ class Answer:
     error: dict[str, Any] | None = None
     headers: tuple[tuple[str, str], ...] = ()
     cut_after: int | None = None
+    garbled_after: int | None = None
+    error_after: int | None = None
     hold_seconds: float = 0.0
     headers_after: float = 0.0
     usage: tuple[int, int] = (100, 20)
+    cached: int = 0
     reasoning: str | None = None
 
 
@@ -77,9 +82,51 @@ def in_order(answers: Sequence[Answer]) -> Script:
     return lambda _request, index: answers[min(index, len(answers) - 1)]
 
 
+Request = dict[str, Any]
+Fault = tuple[int, str]
+"""What a strict provider refuses: status and message."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One server-sent event: its bytes, and the piece of text or arguments in it."""
+
+    data: dict[str, Any]
+    piece: str = ""
+    name: str | None = None
+
+    def encoded(self, *, garbled: bool = False) -> bytes:
+        """The event as it goes over the wire; garbled is the first half of its JSON."""
+        data = json.dumps(self.data)
+        head = f"event: {self.name}\n" if self.name else ""
+        return f"{head}data: {data[: len(data) // 2] if garbled else data}\n\n".encode()
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A provider's wire format: where it listens, what it refuses, and how it answers.
+
+    `base` is what a client wants at the end of the base URL; `serves` tells whether a path is the model's.
+    """
+
+    base: str
+    serves: Callable[[str], bool]
+    fault: Callable[[Request, str, Mapping[str, str], str | None], Fault | None]
+    error: Callable[[int, dict[str, Any]], dict[str, Any]]
+    streams: Callable[[Request, str], bool]
+    whole: Callable[[Request, Answer], dict[str, Any]]
+    events: Callable[[Request, Answer], Iterator[Event]]
+    error_event: Event
+    end: bytes = b""
+
+
+def _chat() -> Wire:
+    return CHAT
+
+
 @dataclass
 class Endpoint:
-    """An OpenAI-compatible server on a free loopback port; use it as a context manager.
+    """A model server on a free loopback port, OpenAI's chat API unless `wire` says otherwise; a context manager.
 
     Requests whose messages lack a system prompt with tools and that Hermes sends beside the task (titles and the like)
     go to no script: `aside` answers them and they are not counted.
@@ -88,6 +135,7 @@ class Endpoint:
     script: Script
     strict: bool = False
     key: str | None = None
+    wire: Wire = field(default_factory=_chat)
     requests: list[dict[str, Any]] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     aborted: int = 0
@@ -115,8 +163,8 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """The base URL an OpenAI client wants, ending in /v1."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        """The base URL that a client wants; for an OpenAI client it ends in /v1."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}{self.wire.base}"
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -127,13 +175,14 @@ class Endpoint:
         self._server.server_close()
 
     def _post(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        if not handler.path.endswith("/chat/completions"):
-            self._json(handler, 404, {"error": {"message": "not found", "type": "error", "code": None}})
+        if not self.wire.serves(handler.path):
+            self._json(handler, 404, self.wire.error(404, {"message": f"not found: {handler.path}", "code": None}))
             return
-        if self.strict and (fault := strict_fault(body, handler.headers.get("Authorization"), self.key)):
+        if self.strict and (fault := self.wire.fault(body, handler.path, headers_of(handler), self.key)):
             status, message = fault
             self.refusals.append(message)
-            self._json(handler, status, {"error": {"message": message, "type": "invalid_request_error", "code": None}})
+            error = {"message": message, "type": "invalid_request_error", "code": None}
+            self._json(handler, status, self.wire.error(status, error))
             return
         if not self.strict and not body.get("tools"):
             # Hermes's own side calls (titles, compression) carry no tools; they are not part of a script.
@@ -148,11 +197,11 @@ class Endpoint:
         time.sleep(answer.headers_after)
         try:
             if answer.status != 200:
-                self._json(handler, answer.status, {"error": answer.error}, answer.headers)
-            elif body.get("stream"):
+                self._json(handler, answer.status, self.wire.error(answer.status, answer.error or {}), answer.headers)
+            elif self.wire.streams(body, handler.path):
                 self._stream(handler, body, answer)
             else:
-                self._json(handler, 200, whole_reply(body, answer))
+                self._json(handler, 200, self.wire.whole(body, answer))
         except OSError:
             self.aborted += 1
 
@@ -162,17 +211,24 @@ class Endpoint:
         handler.send_header("Connection", "close")
         handler.end_headers()
         sent = 0
-        for chunk in chunks(body, answer):
-            piece = chunk["choices"][0]["delta"].get("content") if chunk["choices"] else None
-            handler.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+        garbled_after = answer.garbled_after
+        for event in self.wire.events(body, answer):
+            garbled = garbled_after is not None and sent >= garbled_after and bool(event.piece)
+            if garbled:
+                garbled_after = None
+            handler.wfile.write(event.encoded(garbled=garbled))
             handler.wfile.flush()
-            sent += len(piece or "")
+            sent += len(event.piece)
             if answer.cut_after is not None and sent >= answer.cut_after:
                 handler.connection.close()
                 return
-            if piece and answer.hold_seconds:
+            if answer.error_after is not None and sent >= answer.error_after:
+                handler.wfile.write(self.wire.error_event.encoded())
+                handler.close_connection = True
+                return
+            if event.piece and answer.hold_seconds:
                 time.sleep(answer.hold_seconds)
-        handler.wfile.write(b"data: [DONE]\n\n")
+        handler.wfile.write(self.wire.end)
         handler.close_connection = True
 
     @staticmethod
@@ -187,6 +243,11 @@ class Endpoint:
             handler.send_header(name, value)
         handler.end_headers()
         handler.wfile.write(data)
+
+
+def headers_of(handler: BaseHTTPRequestHandler) -> dict[str, str]:
+    """The request's headers, their names in lower case."""
+    return {name.lower(): value for name, value in handler.headers.items()}
 
 
 def whole_reply(body: dict[str, Any], answer: Answer) -> dict[str, Any]:
@@ -227,6 +288,13 @@ def chunks(body: dict[str, Any], answer: Answer) -> Iterator[dict[str, Any]]:
         yield {**head, "choices": [], "usage": _usage(answer)}
 
 
+def _events(body: dict[str, Any], answer: Answer) -> Iterator[Event]:
+    for chunk in chunks(body, answer):
+        delta = chunk["choices"][0]["delta"] if chunk["choices"] else {}
+        arguments = (tool_call["function"]["arguments"] for tool_call in delta.get("tool_calls", ()))
+        yield Event(chunk, delta.get("content") or "".join(arguments))
+
+
 def _tool_calls(answer: Answer) -> list[dict[str, Any]]:
     return [
         {
@@ -242,9 +310,14 @@ def _finish_reason(answer: Answer) -> str:
     return answer.finish_reason or ("tool_calls" if answer.calls else "stop")
 
 
-def _usage(answer: Answer) -> dict[str, int]:
+def _usage(answer: Answer) -> dict[str, Any]:
     prompt, completion = answer.usage
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    usage: dict[str, Any] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+    return {**usage, "prompt_tokens_details": {"cached_tokens": answer.cached}} if answer.cached else usage
 
 
 def strict_fault(body: dict[str, Any], authorization: str | None, key: str | None) -> tuple[int, str] | None:
@@ -294,3 +367,17 @@ def _message_fault(messages: Any) -> tuple[int, str] | None:  # noqa: C901, PLR0
     if awaited:
         return 400, "An assistant message with 'tool_calls' must be followed by tool messages"
     return None
+
+
+CHAT = Wire(
+    base="/v1",
+    serves=lambda path: path.endswith("/chat/completions"),
+    fault=lambda body, _path, headers, key: strict_fault(body, headers.get("authorization"), key),
+    error=lambda _status, error: {"error": error},
+    streams=lambda body, _path: bool(body.get("stream")),
+    whole=whole_reply,
+    events=_events,
+    error_event=Event({"error": {"message": "The server had an error", "type": "server_error", "code": None}}),
+    end=b"data: [DONE]\n\n",
+)
+"""OpenAI's /v1/chat/completions."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hermes_fallback.config import Config, ConfigError, Policy, Primary, Tier, parse
+from hermes_fallback.config import Config, ConfigError, Handoff, Policy, Primary, Tier, parse
 from tests.world import ISSUE_BLOCK
 
 
@@ -50,6 +50,18 @@ def test_ladder_with_everything() -> None:
     assert config.ladder == (Tier("primary", "big"), Tier(**tier))
 
 
+def test_handoff_block() -> None:
+    """What goes along is trimmed and masked unless the block says otherwise; a bare `off` is YAML's false."""
+    tier = {"provider": "openai", "model": "m"}
+    assert parse({"fallback": tier}).handoff == Handoff(trim=True, redact="secrets", never_send=())
+    for text in (
+        "{trim: false, redact: off, never_send: ['*.pem']}",
+        "{trim: no, redact: 'off', never_send: ['*.pem']}",
+    ):
+        parsed = parse({"fallback": tier, "handoff": yaml.safe_load(text)})
+        assert parsed.handoff == Handoff(trim=False, redact="off", never_send=("*.pem",))
+
+
 FAULTS = [
     ("[]", "$.model_routing: this list is not a block of keys; write `model_routing:` with its keys indented below it"),
     ("{}", "$.model_routing.fallback: is missing; write the stronger model, for example "
@@ -85,6 +97,21 @@ FAULTS = [
     ("{fallback: {provider: primary, model: b, base_url: 'http://x'}}",
      "$.model_routing.fallback.base_url: does not go with `provider: primary`, which has the local endpoint; "
      "remove this line"),
+    ("{fallback: {provider: a, model: b}, handoff: {redact: all}}",
+     '$.model_routing.handoff.redact: "all" is not known; use one of off, secrets'),
+    ("{fallback: {provider: a, model: b}, handoff: {redact: on}}",
+     "$.model_routing.handoff.redact: true is not known; use one of off, secrets"),
+    ("{fallback: {provider: a, model: b}, handoff: {trim: maybe}}",
+     '$.model_routing.handoff.trim: "maybe" is not true or false; write `trim: true` or `trim: false`'),
+    ("{fallback: {provider: a, model: b}, handoff: {never_send: '*.pem'}}",
+     '$.model_routing.handoff.never_send: "*.pem" is not a list; write it as a list: `never_send: ["*.pem"]`'),
+    ("{fallback: {provider: a, model: b}, handoff: {never_send: ['']}}",
+     "$.model_routing.handoff.never_send[0]: is empty; write a pattern of paths or a text, for example "
+     "`never_send: ['*.pem']`"),
+    ("{fallback: {provider: a, model: b}, handoff: {never_sent: []}}",
+     "$.model_routing.handoff.never_sent: unknown key; did you mean never_send?"),
+    ("{fallback: {provider: a, model: b}, handoff: off}",
+     "$.model_routing.handoff: false is not a block of keys; write `handoff:` with its keys indented below it"),
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from hermes_fallback.commands import HELP
-from hermes_fallback.config import Policy, Tier
+from hermes_fallback.config import Handoff, Policy, Tier
 from hermes_fallback.events import TriggerName
 from hermes_fallback.triggers import TRIGGERS
 from tests.world import ISSUE_BLOCK
@@ -35,5 +35,8 @@ def test_every_key_is_in_schema_and_readme() -> None:
     policy = SCHEMA["properties"]["fallback_policy"]["properties"]
     assert set(Policy.__dataclass_fields__) - {"after"} == set(policy) - {"triggers"}
     assert set(Tier.__dataclass_fields__) == set(SCHEMA["$defs"]["tier"]["properties"])
+    handoff = SCHEMA["properties"]["handoff"]["properties"]
+    assert set(Handoff.__dataclass_fields__) == set(handoff)
+    assert all(f"| `handoff.{key}` |" in README for key in handoff)
     for key in (*policy, *SCHEMA["$defs"]["tier"]["properties"]):
         assert f"`.{key}`" in README or f"`fallback.{key}`" in README or f"`fallback_policy.{key}`" in README, key

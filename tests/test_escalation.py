@@ -170,7 +170,7 @@ def test_whole_state_goes_up_and_tools_of_the_stronger_model_run(
     first, second = world.paid.requests
     assert first["model"] == "gpt-5.4"
     assert [message["role"] for message in first["messages"]] == ["system", "user", *["assistant", "tool"] * 3]
-    assert first["messages"][0]["content"].startswith(world.local.requests[0]["messages"][0]["content"])
+    assert first["messages"][0]["content"].startswith(world.local.requests[0]["messages"][0]["content"][:2000])
     assert "read_file failed 3 times: file not found" in first["messages"][0]["content"]
     assert first["messages"][1]["content"] == "please make the file"
     assert [message for message in first["messages"] if message["role"] == "tool"][-1]["content"].count(
@@ -371,7 +371,7 @@ def test_bigger_model_on_the_same_endpoint(world: World) -> None:
     result = world.ask(agent=world.agent(screen=screen))
     assert result["final_response"] == "from the big one"
     assert [request["model"] for request in world.local.requests] == [MODEL] * 3 + ["qwen3.6:72b"]
-    assert (rows()[0]["to_model"], rows()[0]["cost_usd"]) == ("qwen3.6:72b", 0.0)
+    assert (rows()[0]["to_model"], rows()[0]["cost_usd"]) == ("qwen3.6:72b", None)
 
 
 def test_bigger_model_replaces_garbage_within_the_call(world: World) -> None:
@@ -409,6 +409,28 @@ def test_primary_that_hermes_does_not_run(world: World, caplog: pytest.LogCaptur
     assert world.ask()["final_response"] == "local"
     assert world.paid.requests == []
     assert log_of(caplog) == [f"hermes-fallback stays out: Hermes runs {MODEL} (custom), and `primary` is other"]
+    assert world.command("") == (
+        f"Not done: this session stays local, because Hermes runs {MODEL} (custom), and `primary` is other."
+    )
+
+
+def test_local_model_that_is_not_called_by_chat_completions(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A local model behind another API is said to stay local, in the log and by /escalate."""
+    adapter = world.adapter
+    adapter.pre_llm_call(session_id="s", turn_id="t", model=MODEL, platform="cli")
+    answer = adapter.llm_execution(
+        request={"input": []},
+        next_call=lambda _request: "local",
+        session_id="s",
+        turn_id="t",
+        model=MODEL,
+        provider="custom",
+        api_mode="codex_responses",
+    )
+    assert answer == "local"
+    reason = f"{MODEL} is called by codex_responses, and only chat_completions can be carried on"
+    assert log_of(caplog) == [f"hermes-fallback stays out: {reason}"]
+    assert world.command("") == f"Not done: this session stays local, because {reason}."
 
 
 def test_faulty_configuration_leaves_hermes_alone(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -479,6 +501,39 @@ def test_no_key_prompt_or_argument_is_kept(world: World, caplog: pytest.LogCaptu
         assert canary.encode() not in kept
 
 
+def test_never_send_keeps_a_conversation_here(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A conversation that matches `never_send` is not escalated; screen and log say why, by the pattern alone."""
+    world.configure(
+        "model_routing: {fallback: {provider: openai, model: gpt-5.4}, handoff: {never_send: ['**/private/*', Rosebud]}}\n"
+    )
+    screen = Screen()
+    world.local.script = in_order([*(missing({}, n) for n in range(4)), say("local")])
+    assert world.ask("the word is Rosebud", agent=world.agent(screen=screen))["final_response"] == "local"
+    assert world.paid.requests == []
+    assert "not asked, for the conversation matches `never_send` (Rosebud)" in screen.text
+    assert any("`never_send` (Rosebud)" in line for line in log_of(caplog, logging.WARNING))
+
+
+def test_secrets_do_not_leave_the_machine(world: World) -> None:
+    """A key that the user gave the local model is masked in what the stronger one gets; the host's history keeps it."""
+    secret = "AKIA" + "IOSFODNN7EXAMPLQ"
+    world.local.script = missing
+    result = world.ask(f"deploy with {secret} to port 8443")
+    sent = json.dumps(world.paid.requests[0])
+    assert secret not in sent
+    assert "to port 8443" in sent
+    assert secret in json.dumps(result["messages"])
+
+
+def test_system_prompt_names_the_model_that_answers(world: World) -> None:
+    """The stronger model is not told that it is the local one."""
+    world.local.script = missing
+    world.ask()
+    prompt = world.paid.requests[0]["messages"][0]["content"]
+    assert f"Model: {MODEL}" not in prompt
+    assert "Model: gpt-5.4" in prompt
+
+
 def test_journal_is_for_its_owner_alone(world: World) -> None:
     """Nobody else on the machine can read what was spent."""
     world.local.script = missing
@@ -519,7 +574,7 @@ def test_background_review_is_never_paid_for(world: World) -> None:
     world.ask("first")
     world.command("")
     world.local.script = missing
-    agent = world.agent(session_id=world.adapter.foreground_session(), max_iterations=5)
+    agent = world.agent(session_id=world.adapter.command_session(), max_iterations=5)
     review = threading.Thread(target=world.ask, args=("review",), kwargs={"agent": agent}, name="bg-review")
     review.start()
     review.join()

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hermes_fallback import handoff
+from hermes_fallback.config import Tier
 from tests.endpoints import strict_fault
 
 
@@ -51,7 +52,7 @@ def test_calls_without_results_and_results_without_calls() -> None:
     built = handoff.build({"messages": messages}, note="NOTE")["messages"]
     assert [message["role"] for message in built] == ["system", "user", "assistant", "tool", "tool", "user"]
     assert "left over" in built[1]["content"]
-    assert [message["content"] for message in built[3:5]] == ["second", "(no result was recorded)"]
+    assert [message["content"] for message in built[3:5]] == ["(no result was recorded)", "second"]
     assert built[5]["content"] == "[result of an earlier tool call]\nstray\n\nnext"
 
 
@@ -59,7 +60,7 @@ def test_arguments_that_are_no_object_are_wrapped() -> None:
     """What the local model wrote stays readable, in a form that providers take."""
     for arguments in ("{path: x}", "[1]", '"x"', "{"):
         message = {"role": "assistant", "content": "", "tool_calls": [tool_call("1", "a", arguments)]}
-        (call,) = handoff.build({"messages": [message]}, note="")["messages"][1]["tool_calls"]
+        (call,) = handoff.build({"messages": [message]}, note="")["messages"][2]["tool_calls"]
         assert json.loads(call["function"]["arguments"]) == {"not_valid_json": arguments}
 
 
@@ -88,14 +89,30 @@ def test_images_are_kept_as_parts() -> None:
     assert built[1]["content"] == [{"type": "text", "text": "see"}, picture, {"type": "text", "text": "?"}]
 
 
-def test_steer_is_read_only_at_the_very_end() -> None:
-    """The user's /steer escalate is recognised at the end of the last tool message, and nowhere else."""
-    steer = f"\n\n{handoff.STEER_OPEN}\n/Escalate \n{handoff.STEER_CLOSE}".replace("/Escalate ", "/escalate")
+def test_steer_is_counted_only_at_the_very_end_of_a_tool_message() -> None:
+    """The user's /steer escalate is recognised at the end of a tool message, and nowhere else."""
+    steer = f"\n\n{handoff.STEER_OPEN}\n/escalate\n{handoff.STEER_CLOSE}"
     last = {"role": "tool", "tool_call_id": "1", "content": f"result{steer}"}
-    assert handoff.asks_to_escalate([last])
-    assert not handoff.asks_to_escalate([last, {"role": "user", "content": "x"}])
-    assert not handoff.asks_to_escalate([{**last, "content": f"result{steer} and more"}])
-    assert not handoff.asks_to_escalate([{**last, "role": "user"}])
+    assert handoff.count_steers([last, {"role": "user", "content": "x"}]) == 1
+    assert handoff.count_steers([{**last, "content": f"result{steer} and more"}]) == 0
+    assert handoff.count_steers([{**last, "content": f"result{steer}".replace("escalate", "go left")}]) == 0
+    assert handoff.count_steers([{**last, "role": "user"}]) == 0
+
+
+def test_a_command_that_came_as_a_message_is_taken_out() -> None:
+    """The stronger model is told to go on, not "/escalate"; words of the user stay."""
+
+    def built(text: str) -> str:
+        return str(handoff.build({"messages": [{"role": "user", "content": text}]}, note="")["messages"][1]["content"])
+
+    assert (
+        built("/escalate")
+        == built("escalate")
+        == built(" /Escalate@bot ")
+        == "Go on with the task above, from where it was stopped."
+    )
+    assert built("do the work\n\n/escalate") == "do the work"
+    assert built("please escalate this to my boss") == "please escalate this to my boss"
 
 
 def tool_call(id_: str | None, name: str, arguments: Any = "{}") -> dict[str, Any]:
@@ -143,3 +160,103 @@ def test_any_conversation_becomes_one_that_openai_takes(messages: list[dict[str,
     built = handoff.build({"messages": messages}, note="NOTE")
     assert messages == before
     assert strict_fault({"model": "m", **built}, None, None) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(messages_of_any_kind, st.integers(0, 40))
+def test_any_conversation_fits_and_keeps_the_rules(messages: list[dict[str, Any]], limit: int) -> None:
+    """With images and old messages left out, the request keeps OpenAI's rules too."""
+    built = handoff.build(
+        {"messages": messages},
+        note="NOTE",
+        local_model="local",
+        tier=Tier("openai", "gpt-5.4"),
+        vision=False,
+        max_input_tokens=limit,
+        count_tokens=lambda finished: len(str(finished)) // 40,
+    )
+    assert strict_fault({"model": "m", **built}, None, None) is None
+    assert "image_url" not in str(built)
+
+
+def test_system_prompt_names_who_reads_it() -> None:
+    """The stronger model is not told that it is the local one; what else names that model stays."""
+    prompt = (
+        "You are Hermes.\n\nModel: qwen3.6:9b\nin a quotation\n\nStarted: today\nModel: qwen3.6:9b\nProvider: custom"
+    )
+    tier = Tier("openai", "gpt-5.4")
+
+    def system(text: str, **options: Any) -> str:
+        messages = [{"role": "system", "content": text}, {"role": "user", "content": "Model: qwen3.6:9b"}]
+        built = handoff.build({"messages": messages}, note="NOTE", **options)["messages"]
+        assert built[1]["content"] == "Model: qwen3.6:9b"
+        return str(built[0]["content"])
+
+    assert system(prompt) == f"{prompt}\n\nNOTE"
+    assert system(prompt, local_model="qwen3.6:9b", tier=tier) == (
+        "You are Hermes.\n\nModel: qwen3.6:9b\nin a quotation\n\nStarted: today\nModel: gpt-5.4\nProvider: openai\n\nNOTE"
+    )
+    assert system("Model: other", local_model="qwen3.6:9b", tier=tier) == "Model: other\n\nNOTE"
+
+
+def test_images_are_left_out_for_a_model_that_is_blind() -> None:
+    """Where a picture was, a line says so; a model that can see, or of which that is not known, gets it."""
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    request = {"messages": [{"role": "user", "content": [{"type": "text", "text": "see"}, picture]}]}
+    blind = handoff.build(request, note="", vision=False)["messages"][1]["content"]
+    assert blind == "see\n[an image was left out: this model cannot see images]"
+    for vision in (True, None):
+        assert picture in handoff.build(request, note="", vision=vision)["messages"][1]["content"]
+
+
+def test_old_messages_are_left_out_of_a_conversation_that_is_too_long() -> None:
+    """System prompt, first message, task and the newest messages stay; a line says how many do not."""
+    messages = conversation_of(30)
+    built = fitted(messages, 2000)
+    assert built[0]["content"] == "be good\n\nNOTE"
+    assert built[1]["content"].startswith("first\n\n[")
+    assert built[1]["content"].endswith(
+        " older messages were left out here, for which this model's context has no room]\n\nthe task"
+    )
+    assert built[-1]["content"] == "result 29 of some length"
+    assert len(str(built)) <= 2000
+    left_out = int(built[1]["content"].partition("[")[2].partition(" ")[0])
+    assert left_out + len(built) - 2 == len(messages) - 3
+    assert fitted(messages, 10**6) == handoff.build({"messages": messages}, note="NOTE")["messages"]
+
+
+def test_what_is_left_out_stays_the_same_for_some_calls() -> None:
+    """The cut moves by several exchanges at once, so that most requests begin as the one before did."""
+    heads = [fitted(conversation_of(count), 4000)[1]["content"] for count in range(40, 60)]
+    assert len(set(heads)) < 8
+
+
+def test_newest_exchange_stays_even_if_it_does_not_fit() -> None:
+    """What is too long in itself is for the provider to refuse: it is not cut to pieces."""
+    built = fitted(conversation_of(9), 10)
+    assert [message["role"] for message in built] == ["system", "user", "assistant", "tool"]
+    assert fitted([{"role": "user", "content": "x" * 50}], 10)[1]["content"] == "x" * 50
+
+
+def conversation_of(count: int) -> list[dict[str, Any]]:
+    """A long turn, the second of its session."""
+    messages: list[dict[str, Any]] = [
+        {"role": "system", "content": "be good"},
+        {"role": "user", "content": "first"},
+        {"role": "assistant", "content": "done"},
+        {"role": "user", "content": "the task"},
+    ]
+    for at in range(count):
+        messages.append(
+            {"role": "assistant", "content": "", "tool_calls": [tool_call(f"{at}", "a", f'{{"at": {at}}}')]}
+        )
+        messages.append({"role": "tool", "tool_call_id": f"{at}", "content": f"result {at} of some length"})
+    return messages
+
+
+def fitted(messages: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """The messages for a window of so many characters."""
+    built: list[dict[str, Any]] = handoff.build(
+        {"messages": messages}, note="NOTE", max_input_tokens=limit, count_tokens=lambda finished: len(str(finished))
+    )["messages"]
+    return built

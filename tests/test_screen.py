@@ -81,7 +81,7 @@ def local_model(request: dict[str, Any], index: int) -> Answer:
 def paid_model(request: dict[str, Any], _index: int) -> Answer:
     """Answers at once, or at length when asked to."""
     long = "at length" in str(request["messages"][-1])
-    return say("The stronger model speaks slowly. " * 60, hold_seconds=0.1) if long else say("The stronger answer.")
+    return say("The stronger model speaks slowly.\n" * 60, hold_seconds=0.1) if long else say("The stronger answer.")
 
 
 @pytest.fixture

@@ -1,0 +1,200 @@
+"""What Hermes's data means: its configuration, what it runs, its tools' results, its errors and replies.
+
+Read-only, and without state: `adapter` owns what happens with it. With `live.py`, these are the files that know Hermes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from . import fingerprint, handoff
+from .config import Config
+from .events import UNCHANGED, CallFailed, CallFailure, ToolFailed, ToolSucceeded
+from .replies import Call, LocalReply
+
+# A turn that makes only these calls beside its text has given its answer (0.19 agent/conversation_loop.py).
+_HOUSEKEEPING = frozenset({"memory", "todo", "skill_manage", "session_search"})
+
+_INTERRUPTED = 130
+
+_CALL_FAILURES: Mapping[str, CallFailure] = {
+    "context_overflow": "context_overflow",
+    "payload_too_large": "context_overflow",
+    "overloaded": "overloaded",
+    "rate_limit": "overloaded",
+    "upstream_rate_limit": "overloaded",
+    "timeout": "timed_out",
+    "server_error": "broken",
+    "unknown": "broken",
+}
+"""Hermes's classes of failure (0.19 agent/error_classifier.py `FailoverReason`); the others are refusals."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The model that Hermes calls, and how."""
+
+    model: str
+    provider: str
+    base_url: str
+    api_mode: str
+
+    def stays_local_because(self, config: Config) -> str | None:
+        """Say why its tasks cannot be escalated, or None."""
+        primary = config.primary
+        if primary is not None and not primary.matches(
+            model=self.model, provider=self.provider, base_url=self.base_url
+        ):
+            return f"Hermes runs {self.model} ({self.provider}), and `primary` is {primary.model}"
+        if self.api_mode != "chat_completions":
+            return f"{self.model} is called by {self.api_mode}, and only chat_completions can be carried on"
+        return None
+
+
+def read_config() -> tuple[object, bool]:
+    """Return the `model_routing` block of Hermes's config.yaml as it is now, and whether it has a fallback chain."""
+    from hermes_cli.config import load_config  # noqa: PLC0415  # only there when Hermes runs
+    from hermes_cli.fallback_config import get_fallback_chain  # noqa: PLC0415
+
+    config = load_config()
+    return config.get("model_routing"), bool(get_fallback_chain(config))
+
+
+def running_model() -> Running:
+    """Return what Hermes would run now, by its configuration.
+
+    Raises:
+        Exception: what Hermes raises when it cannot tell, for example for a provider without a key.
+    """
+    from hermes_cli.config import load_config  # noqa: PLC0415  # only there when Hermes runs
+    from hermes_cli.runtime_provider import resolve_runtime_provider  # noqa: PLC0415
+
+    model = load_config().get("model")
+    name = model.get("default") if isinstance(model, dict) else model
+    runtime = resolve_runtime_provider()
+    return Running(str(name or ""), *(str(runtime.get(key) or "") for key in ("provider", "base_url", "api_mode")))
+
+
+def agent_class() -> object:
+    """Return Hermes's agent class."""
+    from run_agent import AIAgent  # noqa: PLC0415  # only there when Hermes runs, and slow to import
+
+    return AIAgent
+
+
+def hermes_home() -> Path:
+    """Return Hermes's home, which holds its configuration and our journal."""
+    from hermes_constants import get_hermes_home  # noqa: PLC0415  # only there when Hermes runs
+
+    return Path(get_hermes_home())
+
+
+def tool_event(
+    at: float, tool: str, args: object, result: str, *, status: str, error: object
+) -> ToolFailed | ToolSucceeded | None:
+    """Return what a tool's result says of the model; None when it was denied, blocked or stopped."""
+    call = fingerprint.call_fingerprint(tool, args)
+    if _is_unchanged(result, error):
+        return ToolSucceeded(at, tool, call, UNCHANGED)
+    if status == "error":
+        message = str(error or result)
+        kind = fingerprint.error_kind(message)
+        words = fingerprint.error_words(message) or "an error"
+        return ToolFailed(at, tool, call, fingerprint.result_fingerprint(message), words, kind)
+    if status != "ok":
+        return None  # blocked by a guard, denied by the user, cancelled: not the model's failure
+    printed = fingerprint.result_fingerprint(result)
+    exit_status, output = _command_outcome(result)
+    if not exit_status:
+        return ToolSucceeded(at, tool, call, printed)
+    if exit_status == _INTERRUPTED and "[Command interrupted]" in output:
+        return None  # the user stopped the turn
+    words = fingerprint.error_words(output) or f"exit status {exit_status}"
+    return ToolFailed(at, tool, call, printed, words, fingerprint.error_kind(output), command=True)
+
+
+def _is_unchanged(result: str, error: object) -> bool:
+    # What read_file says instead of the same content again (0.19 tools/file_tools.py).
+    return '"dedup": true' in result[-400:] or str(error or "").startswith("BLOCKED: You have ")
+
+
+def _command_outcome(result: str) -> tuple[int | None, str]:
+    if '"exit_code"' not in result:
+        return None, ""
+    try:
+        parsed = json.loads(result)
+    except ValueError:
+        return None, ""
+    if not isinstance(parsed, dict):
+        return None, ""
+    return fingerprint.exit_status(parsed), str(parsed.get("output") or "")
+
+
+def call_failed(at: float, error: BaseException, request: Mapping[str, Any]) -> CallFailed:
+    """Return what an error of the local endpoint means, and whether Hermes would give up on it."""
+    # Hermes's own judgement, so that ours cannot differ from it.
+    from agent.error_classifier import classify_api_error  # noqa: PLC0415  # only there when Hermes runs
+
+    classified = classify_api_error(error, num_messages=len(request.get("messages") or ()))
+    failure = _CALL_FAILURES.get(classified.reason.value, "refused")
+    if failure == "timed_out" and "connect" in f"{type(error).__name__} {error}".lower():
+        failure = "unreachable"
+    # Hermes would compress the conversation and lose what the task knows, or give up where that does not help.
+    ends_turn = failure == "context_overflow" or not classified.retryable
+    return CallFailed(at, failure, ends_turn)
+
+
+def local_reply(response: Any, request: Mapping[str, Any]) -> LocalReply:
+    """Return what matters of an OpenAI-shaped response object."""
+    choices = getattr(response, "choices", None) or ()
+    if not choices:
+        return LocalReply("")
+    message = choices[0].message
+    calls = tuple(
+        Call(str(call.function.name or ""), _arguments(call.function.arguments))
+        for call in getattr(message, "tool_calls", None) or ()
+    )
+    content = getattr(message, "content", None)
+    return LocalReply(
+        text=content if isinstance(content, str) else handoff.text_of(content),
+        calls=calls,
+        finish_reason=getattr(choices[0], "finish_reason", None),
+        answered_before=_answered_before(request.get("messages") or ()),
+    )
+
+
+def _arguments(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments if arguments is not None else {})
+
+
+def _answered_before(messages: Any) -> bool:
+    last: Mapping[str, Any] = next((message for message in reversed(messages) if message.get("role") != "tool"), {})
+    calls = last.get("tool_calls") or ()
+    names = {call.get("function", {}).get("name") for call in calls}
+    return bool(names) and names <= _HOUSEKEEPING and bool(handoff.text_of(last.get("content")).strip())
+
+
+def spoken_response(text: str, *, model: str) -> object:
+    """An answer of our own, in the shape that Hermes reads."""
+    message = SimpleNamespace(role="assistant", content=text, tool_calls=None, reasoning_content=None)
+    choice = SimpleNamespace(index=0, message=message, finish_reason="stop")
+    return SimpleNamespace(id="hermes-fallback", model=model, choices=[choice], usage=None)
+
+
+def is_interrupted() -> bool:
+    """Tell whether the user stopped the turn that runs on this thread."""
+    from tools.interrupt import is_interrupted as stopped  # noqa: PLC0415  # only there when Hermes runs
+
+    return bool(stopped())
+
+
+def is_silent() -> bool:
+    """Tell whether Hermes prints the answer and nothing else."""
+    # `hermes -z` prints the answer alone, for scripts, and switches all logging off (DESIGN.md, fact 18).
+    return logging.root.manager.disable >= logging.CRITICAL

@@ -1,0 +1,280 @@
+"""Masks secrets in a conversation that is about to leave the machine, and finds what the user wants never to leave it.
+
+Pure. A secret is known by its form (a vendor's prefix, a JSON web token, a private key) or by what stands before it (a
+URL's user, an Authorization header, the name of a variable or field). Text that is merely random is left alone, for
+hashes, UUIDs and images are random too. A value that a name gave away is masked from then on wherever it stands. What
+becomes of a message depends only on it and on what stands before it, so that prompt caches hold.
+
+The same secret has the same mask, `[redacted:3fa2]`: four digits of a hash that is salted once per process. Without the
+salt, a password that is in a list could be found by its mask.
+
+Why not detect-secrets (Yelp, on PyPI): it finds secrets in files, for a baseline. Its `scan_line` gives values without
+their places, and goes line by line: of a private key it finds the first line, and JSON has no lines. Its plugins and
+filters are global settings that each scan changes, and those for entropy report hashes. Hermes's own `agent.redact`
+leaves the head and the tail of a key, which is meant for a log on this machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+Message = dict[str, Any]
+
+_SALT = os.urandom(16)
+
+# Where a word may begin in text that may be JSON: behind an escaped line break too, whose second half is a letter.
+_START = r"(?:(?<![A-Za-z0-9_\\-])|(?<=\\[nrt]))"
+_END = r"(?![A-Za-z0-9_-])"
+
+# Published by the vendors, most of them for secret scanners. The lengths keep words away that begin in the same way.
+_FORMS = (
+    r"sk-(?:ant|proj|or|svcacct|admin)-[\w-]{20,}|sk-(?=[\w-]*\d)[\w-]*[A-Za-z0-9]{16}[\w-]*",  # OpenAI and many
+    r"(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,}|whsec_[A-Za-z0-9+/]{24,}",  # Stripe
+    r"gh[opsur]_[A-Za-z0-9]{30,}|github_pat_\w{40,}",
+    r"gl(?:pat|dt|rt|cbt|ptt|ft|soat)-[\w-]{20,}",  # GitLab
+    r"xox[a-z](?:\.xox[a-z])?-[A-Za-z0-9-]{10,}|xapp-\d-[A-Za-z0-9-]{10,}",  # Slack
+    r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}",  # AWS
+    r"AIza[\w-]{35}|ya29\.[\w-]{20,}|GOCSPX-[\w-]{20,}",  # Google
+    r"hf_[A-Za-z0-9]{30,}|r8_[A-Za-z0-9]{30,}|gsk_[A-Za-z0-9]{40,}|xai-[A-Za-z0-9]{40,}|pplx-[A-Za-z0-9]{32,}",
+    r"tvly-(?:dev-|prod-)?[A-Za-z0-9]{20,}|fw_[A-Za-z0-9]{20,}|csk-[a-z0-9]{30,}|nvapi-[\w-]{40,}",
+    r"npm_[A-Za-z0-9]{36}|pypi-AgE[\w-]{40,}|dckr_pat_[\w-]{20,}|rubygems_[a-f0-9]{48}",
+    r"SG\.[\w-]{16,}\.[\w-]{16,}|key-[a-f0-9]{32}|SK[a-f0-9]{32}",  # SendGrid, Mailgun, Twilio
+    r"do[opr]_v1_[a-f0-9]{64}|dapi[a-f0-9]{32}|hv[sb]\.[\w-]{20,}|ATATT3[\w=-]{40,}|shp(?:at|ca|pa|ss)_[a-f0-9]{32}",
+    r"ntn_[A-Za-z0-9]{40,}|secret_[A-Za-z0-9]{43}|lin_api_[A-Za-z0-9]{32,}|sbp_[a-f0-9]{40}|sntry[su]_[\w+/=-]{40,}",
+    r"\d{8,10}:AA[\w-]{33}",  # Telegram
+    r"[MNO][\w-]{23,27}\.[\w-]{6}\.[\w-]{27,40}",  # Discord
+    r"AGE-SECRET-KEY-1[A-Z0-9]{58}",
+    r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",  # JSON web token
+)
+_FORM = re.compile(f"{_START}(?:{'|'.join(_FORMS)}){_END}")
+
+_PRIVATE_KEY = re.compile(
+    r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
+    # With its end; or, where a result was cut, as far as it goes. A marker that code looks for has no key behind it.
+    r"(?:(?=(?:(?!-----)[\s\S])*[A-Za-z0-9+/=]{16})(?:(?!-----BEGIN)[\s\S]){0,20000}?-----END [A-Z0-9 ]+-----"
+    r"|(?:\\[nr]|[A-Za-z0-9+/=\s])*[A-Za-z0-9+/=]{16}(?:\\[nr]|[A-Za-z0-9+/=\s])*)"
+)
+
+# A value goes no further than its quotes; in JSON, no further than a backslash.
+_VALUE = r"""[^\s"'`\\,;<>]"""
+_QUOTE = r"""(?:\\*["'])"""
+_IN_PLACE = tuple(
+    re.compile(pattern)
+    for pattern in (
+        # The password of a URL, or the token that stands for user and password.
+        r"[a-z][a-z0-9+.-]{1,20}://[^\s:/@\"'`\\<>]{0,100}:(?P<secret>[^\s/@\"'`\\<>]{1,300})@(?=[\w\[])",
+        r"[a-z][a-z0-9+.-]{1,20}://(?P<secret>[\w.~-]{16,300})@(?=[\w\[])",
+        (
+            r"[?&](?i:(?:access|refresh|id|auth|x-amz-security)?[_-]?token|api_?key|key|(?:client_)?secret|password|sig"
+            r"|(?:x-amz-|x-goog-)?signature)=(?P<secret>[\w.~%+/=-]{8,})"
+        ),
+        r"hooks\.slack\.com/services/(?P<secret>T\w+/B\w+/\w+)",
+        r"/api/webhooks/\d+/(?P<secret>[\w-]{40,})",
+        # Headers, as sent and as written in code.
+        rf"(?i:\bauthorization{_QUOTE}?\s*[:=]\s*{_QUOTE}?(?:bearer|basic|token|apikey)\s+)(?P<secret>{_VALUE}{{6,}})",
+        (
+            rf"(?i:\b(?:x-(?:goog-)?api-key|x-(?:api|auth|access)-token|private-token|api-key){_QUOTE}?\s*:\s*{_QUOTE}?)"
+            rf"(?P<secret>{_VALUE}{{8,}})"
+        ),
+        r"(?i:\bbearer\s+)(?P<secret>(?=[\w.~+/=-]*\d)[\w.~+/=-]{16,})",
+        # Command lines and .netrc.
+        rf"(?:\s-u|--user)[ =]{_QUOTE}?[\w.@+-]+:(?P<secret>(?=\d{{0,20}}[^\s\d]){_VALUE}{{4,300}})",
+        (
+            rf"--(?:password|passphrase|token|secret|api-key)[ =]{_QUOTE}?"
+            rf"(?P<secret>(?={_VALUE}{{0,300}}\d){_VALUE}{{6,300}})"
+        ),
+        rf"\blogin\s+\S+\s+password\s+(?P<secret>{_VALUE}+)",
+    )
+)
+
+_PASSWORD = r"(?:password|passwd|passphrase|passwort|pwd)"  # noqa: S105  # a pattern
+_KEY = (
+    r"(?:secret|token|credentials?"
+    r"|(?:api|access|secret|private|auth|account|encryption|signing|master|storage|licen[cs]e|deploy|webhook)[_-]?key)"
+)
+_NAMED = re.compile(
+    rf"(?:(?<![A-Za-z0-9_\\])|(?<=\\[nrt]))(?P<name>[\w.-]{{0,60}}?(?i:{_PASSWORD}|{_KEY})_?\d?)"
+    rf"(?P<sign>{_QUOTE}?\s?(?:=>|:=|=|:)\s?)(?P<quote>{_QUOTE})?(?P<secret>[^\s\"'`\\,;<>]+)"
+)
+_IS_PASSWORD = re.compile(rf"(?i){_PASSWORD}_?\d?$")
+_IS_KEY = re.compile(rf"(?i){_KEY}_?\d?$")
+# Where to go on in a list of results: no secret, and needed as it is.
+_NO_SECRET = re.compile(r"(?i)(?:next|page|paging|continuation|cursor|sync|pad|stop|start|special)[\w-]*token$")
+# A reference to a value, code that makes one, a path, or what is masked already.
+_REFERENCE = re.compile(
+    r"""[$%{\[(<*&!@]|.*[(\[{]|(?:[~.]{0,2}/|[A-Za-z]:[\\/])|(?:os|process|env|self|this|config|settings|secrets|vars)[.:]"""
+    r"""|(?i:\**|x+|\.+|none|null|nil|true|false|undefined|redacted.*|your[-_].*|changeme|example)$|«|[a-z]+://"""
+)
+_WORD = re.compile(r"[A-Za-z_][A-Za-z_.-]*\d{0,3}")
+_RANDOM = re.compile(r"(?=[^\s]*\d)(?=[^\s]*[A-Za-z])[\w.~+/=-]*[A-Za-z0-9]{12,}[\w.~+/=-]*")
+# What may stand in front of a name that begins its line: indentation, line numbers, `export`, a quotation mark.
+_LINE_HEAD = r"[\s>|\d\-{\"':a-z]*|//\S+:"
+_LINE_CHARS = 200
+# Short ones stand in a text by chance.
+_KNOWN_CHARS = 8
+
+
+def redact(messages: Iterable[Message]) -> list[Message]:
+    """Return the messages with every secret masked: in what is said, asked for and returned, not in images."""
+    mask = _Mask()
+    return [mask.message(message) for message in messages]
+
+
+class _Mask:
+    """Masks secrets, and remembers those that only their names gave away."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, re.Pattern[str]] = {}
+
+    def message(self, message: Message) -> Message:
+        content = message["content"]
+        redacted = {**message, "content": self.text(content) if isinstance(content, str) else self._parts(content)}
+        if message.get("tool_calls"):
+            redacted["tool_calls"] = [self._call(call) for call in message["tool_calls"]]
+        return redacted
+
+    def text(self, text: str) -> str:
+        text = _PRIVATE_KEY.sub(lambda match: _mask(match[0].replace("\\n", "\n")), text)
+        text = _FORM.sub(lambda match: _mask(match[0]), text)
+        for pattern in _IN_PLACE:
+            text = pattern.sub(lambda match: match[0] if _REFERENCE.match(match["secret"]) else self._put(match), text)
+        text = _NAMED.sub(lambda match: self._put(match) if _is_assigned_secret(match) else match[0], text)
+        for value, pattern in self._known.items():
+            if value in text:
+                text = pattern.sub(_mask(value), text)
+        return text
+
+    def _parts(self, content: Any) -> Any:
+        """Mask the texts of a content that also has images."""
+        if not isinstance(content, list):
+            return content
+        return [{**part, "text": self.text(part["text"])} if part.get("type") == "text" else part for part in content]
+
+    def _call(self, call: Mapping[str, Any]) -> Message:
+        """Mask what a call asks for; valid JSON stays valid, and without a secret it stays as it was written."""
+        function = call["function"]
+        arguments = json.loads(function["arguments"])
+        redacted = self._value(arguments, "")
+        if redacted == arguments:
+            return dict(call)
+        return {**call, "function": {**function, "arguments": json.dumps(redacted, ensure_ascii=False)}}
+
+    def _value(self, value: Any, name: str) -> Any:
+        match value:
+            case str() if _names_secret(name, value, quoted=True):
+                self._remember(value)
+                return _mask(value)
+            case str():
+                return self.text(value)
+            case list():
+                return [self._value(item, name) for item in value]
+            case dict():
+                return {self.text(key): self._value(item, key) for key, item in value.items()}
+            case _:
+                return value
+
+    def _put(self, match: re.Match[str]) -> str:
+        self._remember(match["secret"])
+        start, end = (at - match.start() for at in match.span("secret"))
+        return match[0][:start] + _mask(match["secret"]) + match[0][end:]
+
+    def _remember(self, secret: str) -> None:
+        if len(secret) >= _KNOWN_CHARS and re.search(r"\d", secret) and re.search(r"[A-Za-z]", secret):
+            self._known[secret] = re.compile(f"{_START}{re.escape(secret)}{_END}")
+
+
+def _mask(secret: str) -> str:
+    digest = hashlib.blake2b(secret.encode("utf-8", "surrogatepass"), digest_size=2, key=_SALT)
+    return f"[redacted:{digest.hexdigest()}]"
+
+
+def _is_assigned_secret(match: re.Match[str]) -> bool:
+    name, value, sign = match["name"], match["secret"], match["sign"]
+    if name.isupper() and sign == "=":
+        # A line of a .env file, or a variable set in front of a command: whatever stands there is the secret.
+        return len(value) >= 4 and not _REFERENCE.match(value) and not value.isdigit()
+    if match["quote"]:
+        return _names_secret(name, value, quoted=True)
+    # An unquoted word is a name in code, unless it is all there is on its line.
+    before = re.split(r"\\n|\n", match.string[max(match.start() - _LINE_CHARS, 0) : match.start()])[-1]
+    after = match.string[match.end() : match.end() + _LINE_CHARS]
+    if not re.match(r"[ \t]*(?:#|\r|\n|\\[rn]|[\"']|$)", after) or not re.fullmatch(_LINE_HEAD, before):
+        return False
+    return _names_secret(name, value, quoted=sign != " = ")
+
+
+def _names_secret(name: str, value: str, *, quoted: bool) -> bool:
+    """Tell whether `value` is a secret, standing under this name."""
+    if _REFERENCE.match(value) or _NO_SECRET.search(name) or re.search(r"\s", value):
+        return False
+    if _IS_PASSWORD.search(name):
+        is_telling = re.search(r"[\d!@#$%^&*+?~]", value) is not None and not _IS_PASSWORD.search(value)
+        return len(value) >= 5 and is_telling and not value.isdigit() and (quoted or not _WORD.fullmatch(value))
+    return bool(_IS_KEY.search(name)) and 16 <= len(value) <= 1000 and _RANDOM.fullmatch(value) is not None
+
+
+_PATH_SPLIT = re.compile(r"""(?<!\\)\\[nrt"]|[\s"'`<>|,;:()\[\]{}=]+""")
+
+
+def never_send_match(messages: Sequence[Mapping[str, Any]], patterns: Sequence[str]) -> str | None:
+    """Return the first pattern that something in the conversation matches, or None.
+
+    A pattern with `*`, `?` or `/` in it stands for paths: `*` for anything within a folder or file name, `**` for any
+    folders. It matches wherever in a path it fits, and all below a folder that it matches. Any other is text that must
+    not occur. Upper and lower case are the same.
+    """
+    if not patterns:
+        return None
+    texts = [text.casefold() for message in messages for text in _texts(message)]
+    paths = {path for text in texts for path in _paths(text)}
+    return next((pattern for pattern in patterns if _matches(pattern.casefold(), texts, paths)), None)
+
+
+def _matches(pattern: str, texts: Sequence[str], paths: Iterable[str]) -> bool:
+    if not re.search(r"[*?/]", pattern):
+        return any(pattern in text for text in texts)
+    glob = re.compile(rf"(?:.*/)?{_glob(pattern)}(?:/.*)?")
+    return any(glob.fullmatch(path) for path in paths)
+
+
+def _glob(pattern: str) -> str:
+    names = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?)", pattern.removeprefix("~").strip("/"))
+    return "".join(names.get(piece) or re.escape(piece) for piece in pieces)
+
+
+def _texts(message: Mapping[str, Any]) -> Iterator[str]:
+    """Yield all that a message says and asks for."""
+    yield from _strings(message.get("content"))
+    for call in message.get("tool_calls") or ():
+        arguments = (call.get("function") or {}).get("arguments")
+        try:
+            yield from _strings(json.loads(arguments) if isinstance(arguments, str) else arguments)
+        except ValueError:
+            yield str(arguments)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    match value:
+        case str() if not value.startswith("data:"):
+            yield value
+        case list():
+            for item in value:
+                yield from _strings(item)
+        case dict():
+            for key, item in value.items():
+                yield str(key)
+                yield from _strings(item)
+        case _:
+            pass
+
+
+def _paths(text: str) -> Iterator[str]:
+    """Yield all that could be a path: words, and whole lines, for paths may have spaces in them."""
+    for piece in (*_PATH_SPLIT.split(text), *re.split(r"(?<!\\)\\n|\n", text)):
+        yield re.sub(r"\\+", "/", piece.strip()).rstrip("/.")

@@ -1,0 +1,172 @@
+"""Chats: the real GatewayRunner with a platform of our own; every chat has its own session, and /escalate finds it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from typing import Any
+
+import pytest
+
+from tests.endpoints import Answer, call, say
+from tests.gateway_chats import Gateway
+from tests.test_escalation import ALL_TRIGGERS, rows
+from tests.world import MODEL, World, config_text
+
+
+def last_words(request: dict[str, Any]) -> str:
+    """What the user said last."""
+    return [str(message["content"]) for message in request["messages"] if message["role"] == "user"][-1]
+
+
+def local_model(request: dict[str, Any], index: int) -> Answer:
+    """Answers; gets stuck on "stuck"; works in slow steps on "slow"."""
+    words = last_words(request)
+    if "stuck" in words:
+        return call("read_file", path=f"/nowhere/{index}")
+    if "slow" in words:
+        return call("terminal", command=f"sleep 0.5; echo {index}")
+    return say("local answer")
+
+
+@pytest.fixture
+def gateway(world: World, request: pytest.FixtureRequest) -> Any:
+    """A running gateway; parametrised with True, answers are streamed to the chats."""
+    world.local.script = local_model
+    with Gateway(config_text(world.local.url), streaming=getattr(request, "param", False)) as running:
+        yield running
+
+
+def test_escalate_in_one_chat_leaves_the_other_alone(gateway: Gateway) -> None:
+    """Two chats in turn: /escalate, off, status and why act on the chat they are typed in, before its first turn too."""
+    ann, bob = gateway.chat("A", user="ann"), gateway.chat("B", user="bob")
+    assert "takes over with your next message" in ann.ask("/escalate")[0]
+    assert bob.ask("hello")[-1] == "local answer"
+    assert "paid answer" in ann.ask("hello")[-1]
+    assert ann.ask("hello again")[-1] == "local answer"
+    assert bob.ask("/escalate off") == ["Off: the local model answers alone in this session, unless you say /escalate."]
+    assert "openai/gpt-5.4 takes over" in ann.ask("/escalate status")[0]
+    assert "escalation is off in this session" in bob.ask("/escalate status")[0]
+    assert "you asked for it with /escalate [user_request]" in ann.ask("/escalate why")[0]
+    assert bob.ask("/escalate why") == ["Nothing was escalated in this session."]
+    assert [row["session_id"] for row in rows()] == [ann.session_id]
+
+
+@pytest.mark.parametrize("gateway", [False, True], ids=["whole", "streamed"], indirect=True)
+def test_notice_and_cost_in_the_chat(gateway: Gateway) -> None:
+    """The chat sees the switch, the answer once, and who helped for how much under it, streamed or not."""
+    chat = gateway.chat("A")
+    chat.ask("stuck")
+    notice, answer = chat.screen
+    assert notice == f"⚡ {MODEL} → openai/gpt-5.4: read_file failed 3 times: file not found"
+    assert answer.startswith(
+        "paid answer\n\n⚡ openai/gpt-5.4 helped, because read_file failed 3 times: file not found (1 call"
+    )
+
+
+@pytest.mark.parametrize("gateway", [True], indirect=True)
+def test_stronger_answer_is_streamed_into_the_chat(gateway: Gateway, world: World) -> None:
+    """The text of the stronger model appears as it is written."""
+    text = "A sentence of the stronger model that takes its time to be written down. " * 3
+    world.paid.script = lambda *_: say(text, hold_seconds=0.1)
+    chat = gateway.chat("A")
+    chat.ask("stuck")
+    edits = [one.text for one in chat.deliveries if one.text.lstrip().startswith("A sentence")]
+    assert len(edits) > 3
+    assert all(edits[-1].lstrip().startswith(edit.strip(" \n▉")) for edit in edits)
+
+
+def test_escalate_while_the_chat_is_busy(gateway: Gateway, world: World) -> None:
+    """Hermes stops the turn and hands "/escalate" to the model: the stronger one goes on with the task that was stopped."""
+    chat = gateway.chat("A")
+    chat.say("slow work")
+    chat.wait_running()
+    gateway.wait(lambda: len(world.local.requests) >= 1)
+    chat.say("/escalate")
+    chat.wait_for("paid answer")
+    chat.wait_idle()
+    (request,) = world.paid.requests
+    sent = json.dumps(request["messages"])
+    assert "slow work" in sent
+    assert "/escalate" not in request["messages"][-1]["content"]
+    assert [row["trigger"] for row in rows()] == ["user_request"]
+    assert chat.ask("hello")[-1] == "local answer"
+
+
+def test_off_and_status_while_the_chat_is_busy(gateway: Gateway, world: World) -> None:
+    """Other words of /escalate that reach the model as a message are answered by us, and nothing is asked or paid."""
+    chat = gateway.chat("A")
+    chat.say("slow work")
+    chat.wait_running()
+    gateway.wait(lambda: len(world.local.requests) >= 1)
+    chat.say("/escalate off")
+    chat.wait_for("Off: the local model answers alone")
+    chat.wait_idle()
+    chat.ask("/escalate status")
+    assert "escalation is off" in chat.screen[-1]
+    assert world.paid.requests == []
+
+
+def test_steer_escalate_in_a_chat(gateway: Gateway, world: World) -> None:
+    """`/steer escalate` takes over without stopping the turn; the task is finished once."""
+    chat = gateway.chat("A")
+    chat.say("slow work")
+    chat.wait_running()
+    gateway.wait(lambda: len(world.local.requests) >= 1)
+    chat.say("/steer escalate")
+    chat.wait_for("paid answer")
+    chat.wait_idle()
+    assert [row["trigger"] for row in rows()] == ["user_request"]
+    assert "OUT-OF-BAND" not in json.dumps(world.paid.requests[0]["messages"][1:], ensure_ascii=False)
+
+
+def test_late_steer_is_heeded_too(gateway: Gateway, world: World) -> None:
+    """A steer that no tool result can carry becomes a message of its own: the stronger model gets the task."""
+    chat = gateway.chat("A")
+    world.local.script = lambda request, index: (
+        say("a slow last answer " * 3, hold_seconds=0.3) if index == 0 else local_model(request, index)
+    )
+    chat.say("hello")
+    chat.wait_running()
+    gateway.wait(lambda: len(world.local.requests) >= 1)
+    chat.say("/steer escalate")
+    chat.wait_for("paid answer")
+    chat.wait_idle()
+    assert [row["trigger"] for row in rows()] == ["user_request"]
+
+
+def test_new_session_starts_afresh(gateway: Gateway, world: World) -> None:
+    """/new ends what was said in the old session: off is forgotten with it, and its memory is freed."""
+    chat = gateway.chat("A")
+    chat.ask("hello")
+    chat.ask("/escalate off")
+    old = chat.session_id
+    chat.ask("/new")
+    assert chat.session_id != old
+    assert not world.adapter.ledgers.known(str(old))
+    chat.ask("stuck")
+    assert "paid answer" in chat.screen[-1]
+
+
+def test_fifty_sessions_at_once_never_mix(world: World) -> None:
+    """50 sessions from as many threads: those that get stuck are escalated, each with its own evidence; the rest are not."""
+    world.configure(ALL_TRIGGERS)
+    world.local.script = local_model
+    results: dict[str, str] = {}
+
+    def talk(number: int) -> None:
+        message = "stuck" if number % 2 else "hello"
+        agent = world.agent(session_id=f"many-{number}-{run}", platform="telegram")
+        results[f"{number}"] = world.ask(message, agent=agent)["final_response"]
+
+    run = uuid.uuid4().hex[:6]
+    threads = [threading.Thread(target=talk, args=(number,)) for number in range(50)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.02)
+    for thread in threads:
+        thread.join()
+    assert all(("paid answer" in results[f"{n}"]) == bool(n % 2) for n in range(50)), results
+    assert sorted(row["session_id"] for row in rows()) == sorted(f"many-{n}-{run}" for n in range(50) if n % 2)

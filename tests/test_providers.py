@@ -1,0 +1,293 @@
+"""The four wire formats of the stronger model: the real litellm against servers as strict as the providers."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hermes_fallback import executor, handoff
+from hermes_fallback.config import Tier
+from hermes_fallback.executor import ExecutionError, Reply
+from tests import wire
+from tests.endpoints import CHAT, Answer, Endpoint, Wire, call, fail, in_order, say
+from tests.test_handoff import messages_of_any_kind, tool_call
+from tests.world import KEY
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A provider by its wire, with litellm's prices (1.105.3) of the model in dollars per million tokens."""
+
+    id: str
+    wire: Wire
+    provider: str
+    model: str
+    input_price: float
+    output_price: float
+    cached_price: float
+
+
+PROVIDERS = (
+    Provider("openai chat", CHAT, "openai", "gpt-5.4", 2.5, 15, 0.25),
+    Provider("openai responses", wire.RESPONSES, "openai", "responses/gpt-5.4", 2.5, 15, 0.25),
+    Provider("anthropic", wire.ANTHROPIC, "anthropic", "claude-opus-4-6", 5, 25, 0.5),
+    Provider("gemini", wire.GEMINI, "gemini", "gemini-3.1-pro-preview", 2, 12, 0.2),
+)
+every_provider = pytest.mark.parametrize("provider", PROVIDERS, ids=lambda provider: provider.id)
+one_of = {provider.id: provider for provider in PROVIDERS}
+
+PARAMETERS = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
+TOOLS = [{"type": "function", "function": {"name": "read", "description": "Read.", "parameters": PARAMETERS}}]
+ASKED = [{"role": "system", "content": "be good"}, {"role": "user", "content": "a-word-of-the-conversation"}]
+TEXT = "Here is a text of some length."
+LONG = Answer(text="Here is a text", calls=(("read", '{"path": "a/rather/long/path.toml"}'),))
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key that all stand-ins take."""
+    monkeypatch.setenv("TIER_KEY", KEY)
+
+
+def ask(endpoint: Endpoint, provider: Provider, request: dict[str, Any], **options: Any) -> tuple[Reply, list[str]]:
+    """Hand the request over to the provider; return its reply, and the text as it came."""
+    pieces: list[str] = []
+    names = {"provider": provider.provider, "model": provider.model, "base_url": endpoint.url}
+    tier = Tier(**{**names, "api_key_env": "TIER_KEY", **options})
+    built = handoff.build(request, note="NOTE")
+    return executor.complete(tier, built, is_interrupted=lambda: False, on_text=pieces.append), pieces
+
+
+def answered(provider: Provider, *answers: Answer, **options: Any) -> tuple[Reply, list[str], Endpoint]:
+    """Ask a provider that gives these answers."""
+    with Endpoint(in_order(answers), strict=True, key=KEY, wire=provider.wire) as endpoint:
+        reply, pieces = ask(endpoint, provider, {"messages": ASKED, "tools": TOOLS}, **options)
+    return reply, pieces, endpoint
+
+
+@every_provider
+def test_text(provider: Provider) -> None:
+    """The text comes in pieces; tokens and price come with it."""
+    reply, pieces, _ = answered(provider, say(TEXT))
+    assert reply.response.choices[0].message.content == "".join(pieces) == TEXT
+    assert len(pieces) > 1
+    assert (reply.input_tokens, reply.output_tokens) == (100, 20)
+    assert reply.cost_usd == pytest.approx((100 * provider.input_price + 20 * provider.output_price) / 1e6)
+
+
+@every_provider
+def test_what_is_read_from_the_cache_costs_less(provider: Provider) -> None:
+    """Cached input is priced as the provider prices it."""
+    reply, _, _ = answered(provider, say(TEXT, cached=80))
+    assert reply.input_tokens == 100
+    full, cached = 20 * provider.input_price, 80 * provider.cached_price
+    assert reply.cost_usd == pytest.approx((full + cached + 20 * provider.output_price) / 1e6)
+
+
+@every_provider
+def test_tool_call_and_its_result(provider: Provider) -> None:
+    """A call comes back as Hermes knows calls, and its result is taken by the provider that made it."""
+    two = Answer(text="I look.", calls=(("read", '{"path": "x"}'), ("read", '{"path": "y"}')))
+    with Endpoint(in_order([two, say("done")]), strict=True, key=KEY, wire=provider.wire) as endpoint:
+        first, _ = ask(endpoint, provider, {"messages": ASKED, "tools": TOOLS})
+        message = first.response.choices[0].message.model_dump()
+        ids = [made["id"] for made in message["tool_calls"]]
+        assert [made["function"]["name"] for made in message["tool_calls"]] == ["read", "read"]
+        arguments = [json.loads(made["function"]["arguments"]) for made in message["tool_calls"]]
+        assert arguments == [{"path": "x"}, {"path": "y"}]
+        assert first.response.choices[0].finish_reason == "tool_calls"
+        results = [{"role": "tool", "tool_call_id": id_, "content": f"result {id_}"} for id_ in reversed(ids)]
+        second, _ = ask(endpoint, provider, {"messages": [*ASKED, message, *results], "tools": TOOLS})
+    assert second.response.choices[0].message.content == "done"
+    assert endpoint.refusals == []
+    # Gemini finds the call of a result by its place.
+    sent = json.dumps(endpoint.requests[1])
+    assert sent.index(f"result {ids[0]}") < sent.index(f"result {ids[1]}")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What the provider does, and what is to be said of it."""
+
+    id: str
+    answer: Answer
+    transient: bool
+    words: str
+    settings: tuple[tuple[str, Any], ...] = ()
+
+
+FAILURES = (
+    Failure("400", fail(400, "bad thing"), False, 'the request was refused; .*"bad thing"'),
+    Failure("401", fail(401), False, r"put it into Hermes's \.env as TIER_KEY"),
+    Failure("403", fail(403), False, "may not use this model"),
+    Failure("404", fail(404), False, "does not know this model"),
+    Failure("429", fail(429), True, "too many requests"),
+    Failure("500", fail(500), True, "the provider had an error"),
+    Failure("529", fail(529, "Overloaded"), True, "the provider had an error"),
+    Failure("content quoted", fail(400, "bad: a-word-of-the-conversation"), False, r"\[BadRequestError, 400\]$"),
+    Failure("no answer in time", say(TEXT, headers_after=1.5), True, "no end after 0.4 s|did not answer in time", (("timeout_seconds", 0.4),)),
+    Failure("drips on", say(TEXT, hold_seconds=0.4), True, r"no end after 0\.6 s", (("timeout_seconds", 0.6),)),
+    Failure("cut in the text", say(TEXT, cut_after=12), True, "cut off in the middle|before any terminal event"),
+    Failure("cut in the arguments", Answer(text=LONG.text, calls=LONG.calls, cut_after=20), True, "cut off in the middle|before any terminal event"),
+    Failure("cut at once", say(TEXT, cut_after=0), True, "cut off in the middle|before any terminal event"),
+    Failure("text garbled", say(TEXT, garbled_after=12), True, "cut off|piece missing|had an error"),
+    Failure("arguments garbled", Answer(calls=LONG.calls, garbled_after=0), True, "cut off|piece missing|had an error"),
+    Failure("error in the middle", say(TEXT, error_after=12), True, "the provider had an error"),
+    Failure("error at once", say(TEXT, error_after=0), True, "the provider had an error"),
+    Failure("empty", say(""), True, "the reply was empty"),
+    Failure("refused by a filter", say("Here", finish_reason="content_filter"), False, "the provider refused the content"),
+)  # fmt: skip
+
+
+@every_provider
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.id)
+def test_failure(provider: Provider, failure: Failure) -> None:
+    """Each failure says what it is and whether to try again; half an answer is never taken for a whole one."""
+    with pytest.raises(ExecutionError, match=failure.words) as caught:
+        answered(provider, failure.answer, **dict(failure.settings))
+    assert caught.value.transient is failure.transient
+    assert "a-word-of-the-conversation" not in str(caught.value)
+
+
+@every_provider
+@pytest.mark.parametrize("answer", [say(TEXT), LONG, say(TEXT, cut_after=12), say(TEXT, garbled_after=3)])
+def test_no_stream_is_left_to_the_garbage_collector(provider: Provider, answer: Answer) -> None:
+    """Each connection is closed when the call is over.
+
+    A stream that is closed while garbage is collected inside the connection pool makes all later calls hang.
+    """
+    gc.disable()
+    try:
+        with suppress(ExecutionError):
+            answered(provider, answer)
+        streams = [thing for thing in gc.get_objects() if type(thing).__name__ == "PoolByteStream"]
+        assert [stream for stream in streams if not stream._closed] == []  # noqa: SLF001  # httpcore has no other sign
+    finally:
+        gc.enable()
+
+
+@every_provider
+def test_refused_key_is_named_not_shown(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused key is one, also where the provider says 400 (Gemini), and it is not in the message."""
+    monkeypatch.setenv("TIER_KEY", "sk-canary-wrong-key")
+    with pytest.raises(ExecutionError, match=r"put it into Hermes's \.env as TIER_KEY") as caught:
+        answered(provider, say(TEXT))
+    assert "canary" not in str(caught.value)
+    assert not caught.value.transient
+
+
+@every_provider
+def test_a_reply_at_its_limit_says_so(provider: Provider) -> None:
+    """What ends at `max_tokens` comes back as `length`, which Hermes continues."""
+    reply, _, _ = answered(provider, say(TEXT, finish_reason="length"), max_tokens=64)
+    assert reply.response.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("id_", "model"),
+    [("gemini", "gemini-3-pro-preview"), ("openai responses", "responses/ours"), ("anthropic", "claude-ours")],
+)
+def test_unknown_price_is_unknown(id_: str, model: str) -> None:
+    """A model without a price costs None, not nothing; litellm says 0 for one that it knows without a price."""
+    reply, _, _ = answered(one_of[id_], say(TEXT), model=model)
+    assert reply.cost_usd is None
+
+
+def test_claude_is_told_to_cache_the_prefix() -> None:
+    """The system prompt and the last message are marked, so the next call of the task reads what this one wrote."""
+    with Endpoint(
+        in_order([call("read", path="x"), say("done")]), strict=True, key=KEY, wire=wire.ANTHROPIC
+    ) as endpoint:
+        first, _ = ask(endpoint, one_of["anthropic"], {"messages": ASKED, "tools": TOOLS})
+        message = first.response.choices[0].message.model_dump()
+        result = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "port = 1"}
+        ask(endpoint, one_of["anthropic"], {"messages": [*ASKED, message, result], "tools": TOOLS})
+    one, two = endpoint.requests
+    marker = {"cache_control": {"type": "ephemeral"}}
+    assert one["system"] == [{"type": "text", "text": "be good\n\nNOTE", **marker}]
+    assert one["messages"][-1]["content"][-1].items() >= marker.items()
+    assert two["messages"][-1]["content"][-1].items() >= marker.items()
+    assert two["messages"][-1]["content"][-1]["type"] == "tool_result"
+    # What comes before the marker is the same in both, or nothing is read from the cache.
+    said = one["messages"][0]["content"][0]["text"]
+    assert (two["system"], two["tools"], two["messages"][0]["content"][0]["text"]) == (
+        one["system"],
+        one["tools"],
+        said,
+    )
+
+
+@pytest.mark.parametrize("provider", ["openai chat", "openai responses", "gemini"])
+def test_others_cache_by_themselves(provider: str) -> None:
+    """No marker goes to a provider that caches without being asked, or refuses the key."""
+    _, _, endpoint = answered(one_of[provider], say(TEXT))
+    assert "cache" not in json.dumps(endpoint.requests)
+
+
+def test_cache_markers_can_be_set_in_extra() -> None:
+    """What the user writes in `extra` wins."""
+    _, _, endpoint = answered(one_of["anthropic"], say(TEXT), extra={"cache_control_injection_points": []})
+    assert "cache_control" not in json.dumps(endpoint.requests)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One that a provider may refuse; in brackets who refused it before the handoff was mended."""
+
+    id: str
+    messages: tuple[dict[str, Any], ...]
+
+
+CONVERSATIONS = (
+    Conversation("nothing but a system prompt (Anthropic)", ({"role": "system", "content": "x"},)),
+    Conversation("begun and ended by the model (Anthropic, Gemini)", ({"role": "assistant", "content": "x"},)),
+    Conversation("ended by the model (Claude 4.6)", (*ASKED, {"role": "assistant", "content": "half of an"})),
+    Conversation("blank user message", (*ASKED, {"role": "assistant", "content": "x"}, {"role": "user", "content": " "})),
+    Conversation("blank system message (Gemini)", (*ASKED, {"role": "system", "content": ""})),
+    Conversation("blank words beside a call", (*ASKED, {"role": "assistant", "content": "\n", "tool_calls": [tool_call("1", "read")]})),
+    Conversation("blank words beside a picture", ({"role": "user", "content": ["", {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]},)),
+    Conversation("picture without a picture (KeyError)", ({"role": "user", "content": [{"type": "image_url"}, {"type": "image_url", "image_url": "data:image/png;base64,AA=="}]},)),
+    Conversation("a tool's name that begins with a digit (Gemini)", (*ASKED, {"role": "assistant", "content": "", "tool_calls": [tool_call("1", "7zip")]})),
+    Conversation("NaN in the arguments (Anthropic, Gemini)", (*ASKED, {"role": "assistant", "content": "", "tool_calls": [tool_call("1", "read", '{"path": NaN}')]})),
+    Conversation("half a character in the arguments (Anthropic, Gemini)", (*ASKED, {"role": "assistant", "content": "", "tool_calls": [tool_call("1", "read", '{"path": "\\ud83d"}')]})),
+    Conversation("results in another order (Gemini)", (*ASKED, {"role": "assistant", "content": "", "tool_calls": [tool_call("1", "a"), tool_call("2", "b")]}, {"role": "tool", "tool_call_id": "2", "content": "x"}, {"role": "tool", "tool_call_id": "1", "content": "y"})),
+)  # fmt: skip
+
+
+@every_provider
+@pytest.mark.parametrize("conversation", CONVERSATIONS, ids=lambda conversation: conversation.id)
+def test_conversation_is_taken(provider: Provider, conversation: Conversation) -> None:
+    """Each of these is taken by all."""
+    with Endpoint(in_order([say("x")]), strict=True, key=KEY, wire=provider.wire) as endpoint:
+        ask(endpoint, provider, {"messages": list(conversation.messages), "tools": TOOLS})
+    assert endpoint.refusals == []
+
+
+@pytest.fixture(scope="module")
+def endpoints() -> Iterator[dict[str, Endpoint]]:
+    """A strict server for each provider that says x."""
+    with ExitStack() as stack:
+        opened = (Endpoint(in_order([say("x")]), strict=True, key=KEY, wire=provider.wire) for provider in PROVIDERS)
+        yield {provider.id: stack.enter_context(endpoint) for provider, endpoint in zip(PROVIDERS, opened, strict=True)}
+
+
+@every_provider
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(messages=messages_of_any_kind, tools=st.sampled_from([TOOLS, None]))
+def test_any_conversation_is_taken(
+    provider: Provider, endpoints: dict[str, Endpoint], messages: list[dict[str, Any]], tools: Any
+) -> None:
+    """Whatever a local server made of the conversation, every provider takes what we make of it."""
+    endpoint = endpoints[provider.id]
+    endpoint.refusals.clear()
+    reply, _ = ask(endpoint, provider, {"messages": messages, "tools": tools})
+    assert endpoint.refusals == []
+    assert reply.response.choices[0].message.content == "x"

@@ -1,0 +1,273 @@
+"""What leaves the machine: secrets go masked, everything else as it is, and what must never go is found."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hermes_fallback import handoff
+from hermes_fallback.config import Handoff
+from hermes_fallback.redact import never_send_match, redact
+
+HEX = "0123456789abcdef"
+PEM_BODY = "MIIEowIBAAKCAQEA7bq9+abcDEF0123456789/xyzABCDEF\nq83vASNFZ4mrze8BI0VniavN7wEjRWeJq83vASNF\n"
+PEM = f"-----BEGIN RSA PRIVATE KEY-----\n{PEM_BODY}-----END RSA PRIVATE KEY-----"
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
+
+SECRETS = [
+    # The text, and the secret in it.
+    ("key is sk-proj-Ab3dEf6hIj9lMn2pQr5tUv8x, use it", "sk-proj-Ab3dEf6hIj9lMn2pQr5tUv8x"),
+    ("sk-canary-0123456789abcdef", "sk-canary-0123456789abcdef"),
+    ("ANTHROPIC: sk-ant-api03-" + "aB3_d" * 18 + "-AA", "sk-ant-api03-" + "aB3_d" * 18 + "-AA"),
+    ("sk-or-v1-" + HEX * 4, "sk-or-v1-" + HEX * 4),
+    ("git clone with ghp_" + "a1B2" * 9, "ghp_" + "a1B2" * 9),
+    ("github_pat_" + "A1b2_" * 16, "github_pat_" + "A1b2_" * 16),
+    ("glpat-abcDEF123456_7890xyz", "glpat-abcDEF123456_7890xyz"),
+    ("xoxb-1234567890-abcdefABCDEF", "xoxb-1234567890-abcdefABCDEF"),
+    ("AKIAIOSFODNN7EXAMPLX", "AKIAIOSFODNN7EXAMPLX"),
+    ("AIza" + "Sy0-_" * 7, "AIza" + "Sy0-_" * 7),
+    ("hf_" + "aBcDe1" * 6, "hf_" + "aBcDe1" * 6),
+    ("stripe sk_live_" + "4eC39HqLyjWDarjtT1zdp7dc", "sk_live_4eC39HqLyjWDarjtT1zdp7dc"),
+    (f"cookie {JWT}", JWT),
+    (f"cat id_rsa:\n{PEM}\ndone", PEM),
+    (json.dumps({"content": f"x\n{PEM}\ny"}), PEM.replace("\n", "\\n")),
+    ("-----BEGIN PRIVATE KEY-----\n" + PEM_BODY + "[truncated]", PEM_BODY.strip()),
+    ("postgres://app:hunter2@db.example.com:5432/app", "hunter2"),
+    ("redis://:p4ssw0rd-x@cache:6379/0", "p4ssw0rd-x"),
+    ("https://x-access-token:abc123@github.com/a/b.git", "abc123"),
+    ("git remote add o https://0123456789abcdef0123@host/x", "0123456789abcdef0123"),
+    ("GET https://api.example.com/v1?user=1&api_key=Zx81Qp07Lm&x=1", "Zx81Qp07Lm"),
+    ("curl -H 'Authorization: Bearer 9f8e7d6c5b4a'", "9f8e7d6c5b4a"),
+    ("Authorization: Basic dXNlcjpwYXNz", "dXNlcjpwYXNz"),
+    ('{"Authorization": "Token abcdef012345"}', "abcdef012345"),
+    ("x-api-key: 0a1b2c3d4e5f", "0a1b2c3d4e5f"),
+    ("curl -u admin:s3cr3t! https://host", "s3cr3t!"),
+    ("mysql --password=s3cr3t99 db", "s3cr3t99"),
+    ("machine host login me password hunter2", "hunter2"),
+    ("DB_PASSWORD=correcthorse", "correcthorse"),
+    ("export STRIPE_SECRET_KEY='abcd1234'", "abcd1234"),
+    ("A=1\nMY_SERVICE_TOKEN=abc123random\nB=2", "abc123random"),
+    ("     3|OPENAI_API_KEY=local-abc-123", "local-abc-123"),
+    (json.dumps({"content": "DEBUG=1\nDB_PASSWORD=hunter2\nX=1"}), "hunter2"),
+    ("AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
+    ('{"password": "hunter2", "user": "me"}', "hunter2"),
+    (json.dumps(json.dumps({"dbPassword": "hunter2"})), "hunter2"),
+    ('"client_secret": "GHj81kLmn02Pqrs9"', "GHj81kLmn02Pqrs9"),
+    ("spring.datasource.password=s3cret!", "s3cret!"),
+    ("db:\n  password: hunter2\n  port: 5432", "hunter2"),
+    ("password = Tr0ub4dor&3", "Tr0ub4dor&3"),
+    ("api_key: 9aF3kLmQ82xZpT61", "9aF3kLmQ82xZpT61"),
+    ("//registry.npmjs.org/:_authToken=0a1b2c3d4e5f6a7b8c9d", "0a1b2c3d4e5f6a7b8c9d"),
+    ("https://hooks.slack.com/services/T000/B000/XXXXyyyy0000", "T000/B000/XXXXyyyy0000"),
+]
+
+
+@pytest.mark.parametrize(("text", "secret"), SECRETS)
+def test_secret_goes(text: str, secret: str) -> None:
+    """The secret is masked, nothing around it is."""
+    before, _, after = text.partition(secret)
+    masked = only(text)
+    assert secret not in masked
+    assert masked.startswith(before.replace("-----BEGIN PRIVATE KEY-----\n", ""))
+    assert masked.endswith(after.lstrip())
+    assert masked.count("[redacted:") == 1
+
+
+NEAR_MISSES = [
+    "commit 3f786850e387550fdab836ed7e6dc881de23001b by me",
+    "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "id 550e8400-e29b-41d4-a716-446655440000",
+    '{"key": "550e8400-e29b-41d4-a716-446655440000"}',
+    "model: anthropic/claude-opus-4-20260115, gpt-5.4-2026-03-05, qwen3.6:9b",
+    "/home/me/.ssh/id_ed25519 and /etc/secrets/token.txt and src/auth/password_reset.py",
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk",
+    "class='sk-toggleable__content sk-estimator-doc-link sk-container-id-1'",
+    "task-runner-with-a-long-name-2024 and disk-usage-statistics-0123",
+    "from huggingface_hub import hf_hub_download_with_retries_and_more",
+    "password = input('password: ')",
+    "password = request.form['password']",
+    "def login(user: str, password: str) -> Token:",
+    "login(user, password=password, token=token)",
+    "user.password = password2",
+    "self.token = config.token",
+    'api_key = os.environ["OPENAI_API_KEY"]',
+    "OPENAI_API_KEY=$OPENAI_API_KEY",
+    "TOKEN=$(cat token.txt)",
+    "API_KEY=${API_KEY}",
+    "apiKey: process.env.API_KEY,",
+    "API_KEY=<your key>",
+    "MAX_TOKENS=4096",
+    "max_tokens: 4096",
+    "TOKEN=1024",
+    "SSH_KEY=/home/me/.ssh/id_rsa",
+    "SECRET_KEY = get_secret_key()",
+    '"password": {"type": "string"}',
+    "password: required",
+    "password: string;",
+    'token = "</s>"',
+    '{"tokens": ["a", "b"], "token": "hello"}',
+    '{"next_page_token": "CAUQAA0123456789abcdefXYZ"}',
+    "error: token expired at 10:31; secret: none",
+    "http://localhost:8080/path?page=2&sort=key",
+    "https://example.com/@user/post",
+    "http://localhost:8080/@scope/package",
+    'f"postgresql://{user}:{password}@{host}/db"',
+    "postgres://user:$PASSWORD@host/db",
+    "mailto:me@example.com, git@github.com:a/b.git, ssh://git@github.com/a/b",
+    "docker run -u 1000:1000 image",
+    "if '-----BEGIN PRIVATE KEY-----' in text: raise ValueError",
+    "-----BEGIN CERTIFICATE-----\nMIIEowIBAAKCAQEA7bq9abcDEF0123456789\n-----END CERTIFICATE-----",
+    "primary_key=True, foreign_key='user.id', sort_key=lambda x: x[0]",
+    "Authorization: Bearer <token>",
+    "the Bearer authentication scheme is described in RFC 6750",
+    "password: «redacted:abc»",
+    "password=***",
+    "PASSWORD_MIN_LENGTH=12",
+    "bash: line 3: secret: command not found",
+    "12:34:56 token_count=512 key=abc",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NEAR_MISSES)
+def test_what_is_no_secret_stays(text: str) -> None:
+    """Code, hashes, ids, names, paths and pictures reach the stronger model as they are."""
+    assert only(text) == text
+    assert only(json.dumps({"output": text})) == json.dumps({"output": text})
+
+
+def test_same_secret_same_mask() -> None:
+    """A secret can be told from another one, in every message and in every request."""
+    messages = [said("DB_PASSWORD=hunter2aa"), said("DB_PASSWORD=hunter2ab"), said("postgres://u:hunter2aa@h/d")]
+    first, second, third = (message["content"].partition("[")[2][:13] for message in redact(messages))
+    assert first == third != second
+    assert list(redact(messages)) == list(redact(messages))
+
+
+def test_named_secret_is_masked_where_it_stands_alone() -> None:
+    """What a name gave away is masked behind it too, and what was sent before is sent the same again."""
+    messages = [said("try hunter2aa"), said("DB_PASSWORD=hunter2aa"), said("connecting with hunter2aa as app")]
+    before, _, after = redact(messages)
+    assert before["content"] == "try hunter2aa"
+    assert "hunter2aa" not in after["content"]
+    assert redact(messages[:1]) == [before]
+
+
+def test_arguments_stay_json() -> None:
+    """A call with secrets in it is valid JSON afterwards; one without is as it was, to the letter."""
+    plain = call('{"path":  "a.txt"}')
+    secret = call(json.dumps({"content": f"K='x'\n{PEM}\n", "auth": {"password": "hunter2"}, "list": ["a", {"n": 1}]}))
+    first, second = redact([{"role": "assistant", "content": None, "tool_calls": [plain, secret]}])[0]["tool_calls"]
+    assert first == plain
+    arguments = json.loads(second["function"]["arguments"])
+    assert arguments["content"].startswith("K='x'\n[redacted:")
+    assert arguments["auth"]["password"].startswith("[redacted:")
+    assert arguments["list"] == ["a", {"n": 1}]
+
+
+def test_handoff_masks_everywhere_unless_it_is_off() -> None:
+    """System prompt, user, arguments and results are masked by default; `redact: off` sends them as they are."""
+    key = "sk-canary-0123456789abcdef"
+    arguments = json.dumps({"cmd": f"echo {key}"})
+    request = {
+        "messages": [
+            {"role": "system", "content": f"memory: {key}"},
+            {"role": "user", "content": [{"type": "text", "text": key}, picture()]},
+            {"role": "assistant", "content": key, "tool_calls": [call(arguments)]},
+            {"role": "tool", "tool_call_id": "1", "content": key},
+        ]
+    }
+    masked = handoff.build(request, note="")
+    assert key not in str(masked)
+    assert masked["messages"][1]["content"][1] == picture()
+    assert str(handoff.build(request, note="", options=Handoff(redact="off"))).count(key) == 5
+
+
+def test_large_conversation_takes_no_time() -> None:
+    """A megabyte of code and output, and one long line, are looked through in a second or two."""
+    code = "    def call(self, token: str) -> None:  # see https://example.com/a?b=c\n" * 7000
+    started = time.perf_counter()
+    only(code)
+    only("a1-_." * 100_000)
+    only("x" * 300_000 + '"')
+    for piece in ("http://a:", "--user=a:", "--token=", "token: x\n", "password=", "-----BEGIN PRIVATE KEY-----\n"):
+        only(piece * 10_000)
+        only(json.dumps(piece * 10_000))
+    only(f"token={'a' * 100_000}1!")
+    assert time.perf_counter() - started < 5
+
+
+@given(st.dictionaries(st.sampled_from(["password", "api_key", "x"]), st.text(max_size=30), max_size=3))
+def test_any_arguments_stay_json(arguments: dict[str, str]) -> None:
+    """Whatever a call asks for, it is an object with as many entries afterwards."""
+    (message,) = redact([{"role": "assistant", "content": "", "tool_calls": [call(json.dumps(arguments))]}])
+    assert len(json.loads(message["tool_calls"][0]["function"]["arguments"])) == len(arguments)
+
+
+MATCHES = [
+    ("*.pem", {"path": "/home/me/key.pem"}, "", True),
+    ("*.pem", {"path": "key.PEM"}, "", True),
+    ("*.pem", {"path": "my keys/a key.pem"}, "", True),
+    ("*.pem", {"command": "cat 'deploy/key.pem' | head"}, "", True),
+    ("*.pem", {"path": "key.pem.txt"}, "", False),
+    ("*.pem", {}, '{"files": ["a.txt", "b/c.pem"]}', True),
+    ("*.pem", {}, json.dumps({"output": "total 2\nkey.pem\nb.txt"}), True),
+    ("**/secrets/*", {"path": "secrets/a"}, "", True),
+    ("**/secrets/*", {"path": "/srv/app/secrets/a/b.txt"}, "", True),
+    ("**/secrets/*", {"path": "C:\\app\\secrets\\a.txt"}, "", True),
+    ("**/secrets/*", {"path": "src/secrets.py"}, "", False),
+    ("secrets/", {"path": "secrets/a"}, "", True),
+    ("~/private/*", {"path": "/home/me/private/x"}, "", True),
+    (".env*", {"path": "app/.env.local"}, "", True),
+    (".env*", {"path": "app/env.py"}, "", False),
+    ("Project Falcon", {}, "notes on project falcon", True),
+    ("Project Falcon", {}, "notes on project eagle", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pattern", "arguments", "result", "matches"), MATCHES)
+def test_never_send(pattern: str, arguments: dict[str, str], result: str, *, matches: bool) -> None:
+    """A path or a text that must not leave the machine is found in what was asked for and in what came back."""
+    messages = [
+        said("please"),
+        {"role": "assistant", "content": None, "tool_calls": [call(json.dumps(arguments))]},
+        {"role": "tool", "tool_call_id": "1", "content": result},
+    ]
+    assert never_send_match(messages, ["nothing", pattern]) == (pattern if matches else None)
+
+
+def test_never_send_looks_at_messages_of_any_shape() -> None:
+    """Words of the user and arguments that are no JSON count too; without patterns nothing does."""
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": [picture(), {"type": "text", "text": "look at Falcon"}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"arguments": "{cat a.key"}}, {}]},
+    ]
+    assert never_send_match(messages, ["falcon"]) == "falcon"
+    assert never_send_match(messages, ["*.key"]) == "*.key"
+    assert never_send_match(messages, []) is None
+
+
+def only(text: str) -> str:
+    """The text as it leaves the machine."""
+    (message,) = redact([said(text)])
+    masked: str = message["content"]
+    return masked
+
+
+def said(text: str) -> dict[str, Any]:
+    """A message of the user."""
+    return {"role": "user", "content": text}
+
+
+def call(arguments: str) -> dict[str, Any]:
+    """A call as the handoff has it."""
+    return {"id": "1", "type": "function", "function": {"name": "run", "arguments": arguments}}
+
+
+def picture() -> dict[str, Any]:
+    """An image part."""
+    return {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}

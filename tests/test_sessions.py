@@ -1,0 +1,256 @@
+"""The life of a session: sub-agents, compression in mid-turn, /resume; and Hermes's own providers as a tier."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any
+
+import pytest
+
+from tests.endpoints import Answer, Endpoint, call, fail, in_order, say
+from tests.test_escalation import ALL_TRIGGERS, TEXT_CALL, missing, rows
+from tests.world import MODEL, Screen, World, log_of
+
+HERMES_TIER = "model_routing: {fallback: hermes}\n"
+
+
+def delegating(child: Any) -> Any:
+    """A local model that hands the task to a sub-agent, which does what `child` says, and then sums up."""
+
+    def script(request: dict[str, Any], index: int) -> Answer:
+        words = [str(message["content"]) for message in request["messages"] if message["role"] == "user"][-1]
+        if "the child's goal" in words:
+            return child(request, index)  # type: ignore[no-any-return]
+        if request["messages"][-1]["role"] == "tool":
+            return say("the parent sums up")
+        return call("delegate_task", goal="the child's goal")
+
+    return script
+
+
+def delegating_agent(world: World, **options: Any) -> Any:
+    """An agent that can have sub-agents."""
+    return world.agent(enabled_toolsets=["file", "terminal", "delegation"], **options)
+
+
+def ask_and_wait(world: World, message: str, agent: Any) -> Any:
+    """Run a turn, and its sub-agents to their ends: Hermes 0.19 runs them in the background."""
+    result = world.ask(message, agent=agent)
+    end = time.monotonic() + 60
+    while world.adapter._parents and time.monotonic() < end:  # noqa: SLF001
+        time.sleep(0.05)
+    assert world.adapter._parents == {}  # noqa: SLF001
+    return result
+
+
+def test_child_that_gets_stuck_is_escalated_alone(world: World) -> None:
+    """A sub-agent's failures escalate the sub-agent; the parent stays local, and its session pays."""
+    world.local.script = delegating(missing)
+    parent = delegating_agent(world)
+    result = ask_and_wait(world, "do it", parent)
+    assert result["final_response"] == "the parent sums up"
+    assert len(world.paid.requests) == 1
+    assert "the child's goal" in json.dumps(world.paid.requests[0]["messages"])
+    assert [row["session_id"] for row in rows()] == [parent.session_id]
+
+
+def test_command_finds_the_session_after_a_sub_agent_ran(world: World) -> None:
+    """/escalate means the session that the user types in, not the sub-agent's that ran last (DESIGN.md, fact 13)."""
+    world.local.script = delegating(in_order([say("the child is done")]))
+    parent = delegating_agent(world)
+    ask_and_wait(world, "do it", parent)
+    assert world.adapter.command_session() == parent.session_id
+
+
+def test_escalate_reaches_children_started_afterwards(world: World) -> None:
+    """A parent that the user handed to the stronger model has its sub-agents answered by it too."""
+    world.local.script = in_order([say("never asked")])
+    world.paid.script = delegating(in_order([say("the child, by the stronger one")]))
+    parent = delegating_agent(world)
+    world.command("")
+    result = ask_and_wait(world, "do it", parent)
+    assert result["final_response"] == "the parent sums up"
+    assert world.local.requests == []
+    assert {row["session_id"] for row in rows()} == {parent.session_id}
+    assert len(world.paid.requests) == 3
+
+
+def test_off_reaches_children(world: World) -> None:
+    """/escalate off on the parent holds for its sub-agents."""
+    parent = delegating_agent(world)
+    world.ask("hello", agent=parent)
+    world.command("off")
+    world.local.script = delegating(lambda _r, index: missing(_r, index) if index < 8 else say("the child gave up"))
+    ask_and_wait(world, "again", parent)
+    assert world.paid.requests == []
+
+
+def test_a_model_cannot_say_escalate_to_its_child(world: World) -> None:
+    """`/escalate` as a sub-agent's goal comes from a model, and no model may spend."""
+
+    def script(request: dict[str, Any], _index: int) -> Answer:
+        if request["messages"][-1]["role"] == "tool":
+            return say("done")
+        words = str(request["messages"][-1]["content"])
+        return call("delegate_task", goal="/escalate") if words.startswith("do it") else say("the child answers")
+
+    world.local.script = script
+    ask_and_wait(world, "do it", delegating_agent(world))
+    assert world.paid.requests == []
+
+
+def test_task_stays_escalated_across_compression(world: World) -> None:
+    """Hermes compresses in mid-turn and changes the session's id: the stronger model keeps the task, and the sum is one."""
+    agent = world.agent()
+    first = agent.session_id
+
+    def paid(request: dict[str, Any], index: int) -> Answer:
+        if index == 1:
+            # What Hermes's compressor does to the agent (0.19 agent/conversation_compression.py, legacy rotation).
+            agent.session_id = "after-compression"
+        del request
+        return call("terminal", command=f"echo {index}") if index < 3 else say("done by the stronger one")
+
+    world.local.script = missing
+    world.paid.script = paid
+    assert world.ask(agent=agent)["final_response"] == "done by the stronger one"
+    assert len(world.local.requests) == 3
+    assert {row["session_id"] for row in rows()} == {"after-compression"}
+    assert not world.adapter.ledgers.known(first)
+    assert "openai/gpt-5.4: 4 calls" in world.command("status")
+
+
+def test_resumed_session_is_off_and_knows_what_it_spent(world: World) -> None:
+    """`hermes --resume` in a new process: /escalate off holds, and the session's cost is there."""
+    agent = world.agent(session_id="resumed-one")
+    world.local.script = missing
+    first = world.ask(agent=agent)
+    world.command("off")
+    world.load()  # a new process knows nothing but what is on disk
+    world.local.script = in_order([*(missing({}, n) for n in range(4)), say("local to the end")])
+    before = len(world.paid.requests)
+    again = world.agent(session_id="resumed-one")
+    assert world.ask("more", agent=again, history=first["messages"])["final_response"] == "local to the end"
+    assert len(world.paid.requests) == before
+    assert "escalation is off" in world.command("status")
+    assert "openai/gpt-5.4: 1 call, 100 tokens in" in world.command("status")
+    world.command("auto")
+    world.load()
+    world.local.script = missing
+    world.ask("more", agent=world.agent(session_id="resumed-one"))
+    assert len(world.paid.requests) == before + 1
+
+
+def test_off_before_the_first_message_is_kept(world: World) -> None:
+    """What is said before a session has its id is kept under that id."""
+    world.command("off")
+    world.ask(agent=world.agent(session_id="early"))
+    assert world.adapter.journal.is_off("early")
+
+
+def test_idle_session_keeps_next_to_nothing(world: World) -> None:
+    """After a turn only landmarks stay in memory; at the session's end nothing does."""
+    agent = world.agent()
+    world.local.script = in_order([*(call("terminal", command=f"echo {n}") for n in range(20)), say("done")])
+    world.ask(agent=agent)
+    assert len(world.adapter.ledgers.of_session(agent.session_id).events()) <= 4
+    world.adapter.on_session_finalize(session_id=agent.session_id)
+    assert not world.adapter.ledgers.known(agent.session_id)
+    assert world.adapter._turns == {}  # noqa: SLF001
+
+
+def with_chain(world: World, *endpoints: Endpoint, block: str = HERMES_TIER) -> None:
+    """Configure Hermes's own fallback providers, and `fallback: hermes`."""
+    entries = "".join(
+        f"  - {{provider: custom, model: chain-model, base_url: '{endpoint.url}', api_key: sk-chain}}\n"
+        for endpoint in endpoints
+    )
+    world.configure(block, more=f"fallback_providers:\n{entries}" if entries else "")
+
+
+def chained_agent(world: World, *endpoints: Endpoint, **options: Any) -> Any:
+    """An agent that has the chain, as Hermes gives it from the configuration."""
+    chain = [
+        {"provider": "custom", "model": "chain-model", "base_url": endpoint.url, "api_key": "sk-chain"}
+        for endpoint in endpoints
+    ]
+    return world.agent(fallback_model=chain, **options)
+
+
+@pytest.mark.parametrize(
+    "stuck", [missing, in_order([say(TEXT_CALL)])], ids=["before the call", "after a useless reply"]
+)
+def test_hermes_own_chain_as_a_tier(world: World, caplog: pytest.LogCaptureFixture, stuck: Any) -> None:
+    """`fallback: hermes` has Hermes itself go to its next provider in mid-turn; we decide, journal, price and show."""
+    chain = world.endpoint(in_order([call("terminal", command="echo from the chain"), say("by Hermes's own provider")]))
+    chain.strict = False
+    with_chain(world, chain)
+    screen = Screen()
+    agent = chained_agent(world, chain, screen=screen)
+    world.local.script = stuck
+    first = world.ask(agent=agent)
+    assert first["final_response"] == "by Hermes's own provider"
+    assert f"⚡ {MODEL} → Hermes's fallback_providers: " in screen.text
+    assert [(row["to_model"], row["state"]) for row in rows()] == [("custom/chain-model", "answered")] * 2
+    assert rows()[0]["input_tokens"] == 100
+    assert any(line.startswith("escalated session=") for line in log_of(caplog))
+    assert any("custom/chain-model helped" in line and "(2 calls" in line for line in log_of(caplog))
+
+    world.local.script = in_order([say("local again")])
+    assert world.ask("next", agent=agent, history=first["messages"])["final_response"] == "local again"
+
+
+def test_hold_beyond_the_task_hands_over_again(world: World) -> None:
+    """Hermes goes back to its primary at the next turn; with `hold: session` it is sent to the chain once more."""
+    chain = world.endpoint(in_order([say("from the chain")]))
+    chain.strict = False
+    with_chain(world, chain, block="model_routing: {fallback: hermes, fallback_policy: {hold: session}}\n")
+    agent = chained_agent(world, chain)
+    world.local.script = missing
+    first = world.ask(agent=agent)
+    before = len(world.local.requests)
+    second = world.ask("next", agent=agent, history=first["messages"])
+    assert second["final_response"] == "from the chain"
+    assert len(world.local.requests) == before
+
+
+def test_chain_that_fails_leads_to_the_next_tier(world: World) -> None:
+    """In a ladder, an exhausted chain is a failed tier: the next one answers."""
+    world.configure(
+        "model_routing: {fallback: [hermes, {provider: openai, model: gpt-5.4}]}\n",
+        more="fallback_providers:\n  - {provider: custom, model: x, base_url: 'http://127.0.0.1:9/v1', api_key: none}\n",
+    )
+    world.local.script = missing
+    assert world.ask(agent=world.agent(fallback_model=[]))["final_response"] == "paid answer"
+
+
+def test_empty_chain_is_a_fault(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """`fallback: hermes` without `fallback_providers` is named by log and check, and Hermes runs as if we were absent."""
+    world.configure(HERMES_TIER)
+    world.local.script = in_order([*(missing({}, n) for n in range(4)), say("local")])
+    assert world.ask()["final_response"] == "local"
+    (error,) = log_of(caplog, logging.ERROR)
+    assert "Hermes has no `fallback_providers`; add one with `hermes fallback add`" in error
+
+
+def test_hermes_that_fell_over_by_itself_is_left_alone(world: World) -> None:
+    """When Hermes went to its own provider because the local endpoint failed, that model's replies are not ours to judge."""
+    garbage = "I will look at it again. " * 30
+    chain = world.endpoint(in_order([say(garbage)]))
+    chain.strict = False
+    world.configure(
+        "model_routing: {fallback: {provider: openai, model: gpt-5.4}, fallback_policy: {trigger_on: [invalid_output]}}\n"
+    )
+    world.local.script = in_order([fail(401, "no")])
+    result = world.ask(agent=chained_agent(world, chain))
+    assert result["final_response"] == garbage.strip()
+    assert rows() == []
+
+
+def test_all_triggers_block_is_the_shortest_one(world: World) -> None:
+    """One line of configuration is enough."""
+    world.configure(ALL_TRIGGERS)
+    world.local.script = missing
+    assert world.ask()["final_response"] == "paid answer"

@@ -1,0 +1,173 @@
+"""Wherever Hermes runs: the TUI's gateway and ACP over their pipes, the API server, cron. Nothing waits for a person."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.endpoints import Answer, Endpoint, call, say
+from tests.gateway_chats import Gateway
+from tests.test_escalation import missing, rows
+from tests.world import KEY, World, config_text
+
+
+class Pipe:
+    """A program that speaks JSON-RPC, a message a line, on its standard input and output."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.heard: list[dict[str, Any]] = []
+        self._count = 0
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def ask(self, method: str, **params: Any) -> Any:
+        """Call a method; return its result."""
+        self._count += 1
+        message = {"jsonrpc": "2.0", "id": self._count, "method": method, "params": params}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(message) + "\n")
+        self._process.stdin.flush()
+        answer = self.hear(lambda one: one.get("id") == self._count and "method" not in one)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def hear(self, wanted: Any, within: float = 60.0) -> dict[str, Any]:
+        """Wait for a message."""
+        end = time.monotonic() + within
+        while time.monotonic() < end:
+            try:
+                message = self._lines.get(timeout=0.5)
+            except queue.Empty:
+                assert self._process.poll() is None, "the program ended"
+                continue
+            self.heard.append(message)
+            if wanted(message):
+                return message
+        shown = "\n".join(json.dumps(one)[:300] for one in self.heard[-20:])
+        msg = f"not heard within {within} s; last heard:\n{shown}"
+        raise AssertionError(msg)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                continue  # a line that is not meant for us
+            self._lines.put(message)
+
+
+@contextmanager
+def program(module: str, home: Path, *, local: Endpoint, paid: Endpoint) -> Iterator[Pipe]:
+    """Run a module of Hermes between two endpoints."""
+    home.mkdir()
+    (home / "config.yaml").write_text(config_text(local.url))
+    env = {
+        **os.environ,
+        "HERMES_HOME": str(home),
+        "HOME": str(home),
+        "OPENAI_BASE_URL": paid.url,
+        "OPENAI_API_KEY": KEY,
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", module],
+        cwd=home,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        try:
+            yield Pipe(process)
+        finally:
+            process.kill()
+
+
+def stuck_or_not(request: dict[str, Any], index: int) -> Answer:
+    """Gets stuck when the user says so."""
+    words = [str(message["content"]) for message in request["messages"] if message["role"] == "user"][-1]
+    return call("read_file", path=f"/nowhere/{index}") if "stuck" in words else say("local answer")
+
+
+def test_tui(tmp_path: Path) -> None:
+    """The TUI shows the switch, the streamed answer and the cost; /escalate typed there finds the session."""
+    with (
+        Endpoint(stuck_or_not) as local,
+        Endpoint(lambda *_: say("paid answer"), strict=True, key=KEY) as paid,
+        program("tui_gateway.entry", tmp_path / "home", local=local, paid=paid) as tui,
+    ):
+        session = tui.ask("session.create", cols=100)["session_id"]
+        tui.ask("prompt.submit", session_id=session, text="get stuck")
+        tui.hear(lambda one: one.get("params", {}).get("type") == "message.complete")
+        shown = json.dumps(tui.heard, ensure_ascii=False)
+        assert "⚡ qwen3.6:9b → openai/gpt-5.4: read_file failed 3 times: file not found" in shown
+        assert "paid answer" in shown
+        assert "⚡ openai/gpt-5.4 helped, because read_file failed 3 times" in shown
+        status = tui.ask("slash.exec", session_id=session, command="/escalate status")
+        assert "openai/gpt-5.4: 1 call, 100 tokens in" in status["output"]
+        tui.ask("slash.exec", session_id=session, command="/escalate")
+        before = len(paid.requests)
+        tui.heard.clear()
+        tui.ask("prompt.submit", session_id=session, text="hello")
+        tui.hear(lambda one: one.get("params", {}).get("type") == "message.complete")
+        assert len(paid.requests) == before + 1
+
+
+def test_acp(tmp_path: Path) -> None:
+    """An editor that drives Hermes by ACP gets the stronger model's answer, and who gave it."""
+    with (
+        Endpoint(stuck_or_not) as local,
+        Endpoint(lambda *_: say("paid answer"), strict=True, key=KEY) as paid,
+        program("acp_adapter", tmp_path / "home", local=local, paid=paid) as editor,
+    ):
+        editor.ask("initialize", protocolVersion=1, clientCapabilities={})
+        session = editor.ask("session/new", cwd=str(tmp_path), mcpServers=[])["sessionId"]
+        editor.ask("session/prompt", sessionId=session, prompt=[{"type": "text", "text": "get stuck"}])
+        shown = json.dumps(editor.heard, ensure_ascii=False)
+        assert "paid answer" in shown
+        assert "⚡ openai/gpt-5.4 helped, because read_file failed 3 times: file not found" in shown
+
+
+def test_api_server(world: World) -> None:
+    """A program that asks Hermes by HTTP gets the stronger model's answer."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    world.local.script = stuck_or_not
+    platform = f"platforms: {{api_server: {{enabled: true, extra: {{host: 127.0.0.1, port: {port}, key: secret-0123456789}}}}}}\n"
+    with Gateway(config_text(world.local.url, more=platform)):
+        request = urllib.request.Request(  # loopback
+            f"http://127.0.0.1:{port}/v1/chat/completions",
+            data=json.dumps({"model": "hermes", "messages": [{"role": "user", "content": "get stuck"}]}).encode(),
+            headers={"Content-Type": "application/json", "Authorization": "Bearer secret-0123456789"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+            answer = json.load(response)["choices"][0]["message"]["content"]
+    assert answer.startswith("paid answer")
+    assert "⚡ openai/gpt-5.4 helped, because read_file failed 3 times: file not found (1 call" in answer
+    assert [row["trigger"] for row in rows()] == ["repeated_tool_failure"]
+
+
+def test_cron(world: World) -> None:
+    """A job that runs with nobody there is escalated like any other task, and waits for nobody."""
+    from cron.scheduler import run_job  # noqa: PLC0415
+
+    world.local.script = missing
+    succeeded, _, answer, error = run_job({"id": "job1", "name": "a job", "prompt": "get stuck", "schedule": {}})
+    assert (succeeded, error) == (True, None)
+    assert answer.startswith("paid answer")
+    assert "⚡ openai/gpt-5.4 helped" in answer
+    assert [row["trigger"] for row in rows()] == ["repeated_tool_failure"]
