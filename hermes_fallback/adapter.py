@@ -69,6 +69,8 @@ class Turn:
     ledger: Ledger
     account: str
     steers: int
+    base_url: str = ""
+    """Where the local model answers; known from the turn's first call on."""
     live: LiveAgent = field(default_factory=lambda: LiveAgent(None))
     forged_steer: bool = False
     spoken: str | None = None
@@ -197,13 +199,19 @@ class Adapter:
             if session_id not in self._parents:
                 self._hear(turn, user_message)
 
-    def _ledger_of(self, session_id: str, platform: str) -> Ledger:
-        is_new = not self.ledgers.known(session_id)
+    def ledger(self, session_id: str) -> Ledger:
+        """Return the session's ledger; one that is new here begins with what the user left the session with."""
+        if self.ledgers.known(session_id):
+            return self.ledgers.of_session(session_id)
         ledger = self.ledgers.of_session(session_id)
+        if self._was_left_off(session_id):
+            ledger.append(SwitchedOff(self.clock()))
+        return ledger
+
+    def _ledger_of(self, session_id: str, platform: str) -> Ledger:
+        ledger = self.ledger(session_id)
         if session_id in self._parents:
             return ledger
-        if is_new and self._was_left_off(session_id):
-            ledger.append(SwitchedOff(self.clock()))
         chat = _chat.get()
         if chat is not None:
             self._adopt(session_id, chat.early_session)
@@ -351,7 +359,10 @@ class Adapter:
                 return host.spoken_response(turn.spoken, model="hermes-fallback")
             turn.live = local.live
             task = self._task(turn, local)
-            if turn.handed_over is not None and model != turn.model:
+            turn.base_url = turn.base_url or base_url
+            # Hermes itself may go to another provider within the turn, even to a model of the same name.
+            is_elsewhere = (model, base_url) != (turn.model, turn.base_url)
+            if turn.handed_over is not None and is_elsewhere:
                 return host_answered(
                     task,
                     local.reply,
@@ -360,7 +371,8 @@ class Adapter:
                     model=model,
                     provider=provider,
                 )
-            if not self._is_ours(turn, model=model, provider=provider, base_url=base_url, api_mode=api_mode):
+            running = host.Running(model, provider, base_url, api_mode)
+            if is_elsewhere or not self._is_ours(turn, running):
                 return local.reply()
             return self._route(turn, local, task)
         except Exception as error:
@@ -445,11 +457,7 @@ class Adapter:
         except JournalError:
             logger.exception("session=%s: what it spent stays under its old id %s", new_id, old_id)
 
-    def _is_ours(self, turn: Turn, *, model: str, provider: str, base_url: str, api_mode: str) -> bool:
-        if model != turn.model:
-            # Hermes itself fell over to another model within the turn; that one is not the local model.
-            return False
-        running = host.Running(model, provider, base_url, api_mode)
+    def _is_ours(self, turn: Turn, running: host.Running) -> bool:
         reason = running.stays_local_because(turn.config)
         self._stays_local[turn.session_id] = reason
         if reason is not None and reason not in self._told:

@@ -51,7 +51,7 @@ def escalate(adapter: Adapter, raw_args: str, *, session_id: str) -> str:
         return "hermes-fallback is idle: there is no `model_routing` block in Hermes's config.yaml."
     if not config.policy.enabled:
         return "hermes-fallback is switched off: `fallback_policy.enabled` is false in Hermes's config.yaml."
-    return _WORDS[word](adapter, config, adapter.ledgers.of_session(session_id), session_id)
+    return _WORDS[word](adapter, config, adapter.ledger(session_id), session_id)
 
 
 def _now(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
@@ -109,7 +109,7 @@ def _auto(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> 
 def _kept(adapter: Adapter, session_id: str) -> str:
     """Keep the switch for when the session is resumed; say so where that fails."""
     try:
-        adapter.journal.set_off(session_id, is_off=is_off(adapter.ledgers.of_session(session_id).events()))
+        adapter.journal.set_off(session_id, is_off=is_off(adapter.ledger(session_id).events()))
     except JournalError as error:
         return f" (Only until Hermes ends, for it cannot be written down: {error})"
     return ""

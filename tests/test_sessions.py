@@ -122,13 +122,15 @@ def test_task_stays_escalated_across_compression(world: World) -> None:
     assert "openai/gpt-5.4: 4 calls" in world.command("status")
 
 
-def test_resumed_session_is_off_and_knows_what_it_spent(world: World) -> None:
+def test_resumed_session_is_off_and_knows_what_it_spent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """`hermes --resume` in a new process: /escalate off holds, and the session's cost is there."""
     agent = world.agent(session_id="resumed-one")
     world.local.script = missing
     first = world.ask(agent=agent)
     world.command("off")
     world.load()  # a new process knows nothing but what is on disk
+    monkeypatch.setattr(type(world.adapter), "command_session", lambda _: "resumed-one")
+    assert "escalation is off" in world.command("status")  # asked before the first message
     world.local.script = in_order([*(missing({}, n) for n in range(4)), say("local to the end")])
     before = len(world.paid.requests)
     again = world.agent(session_id="resumed-one")
