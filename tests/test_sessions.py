@@ -101,25 +101,31 @@ def test_a_model_cannot_say_escalate_to_its_child(world: World) -> None:
     assert world.paid.requests == []
 
 
-def test_task_stays_escalated_across_compression(world: World) -> None:
-    """Hermes compresses in mid-turn and changes the session's id: the stronger model keeps the task, and the sum is one."""
-    agent = world.agent()
+@pytest.mark.parametrize("in_place", [False, True], ids=["new id", "same id"])
+def test_task_stays_escalated_across_compression(world: World, in_place: bool) -> None:  # noqa: FBT001
+    """Hermes compresses in mid-turn, and may change the session's id: the stronger model keeps the task, the sum is one."""
+    from hermes_state import SessionDB  # noqa: PLC0415  # its ids are changed in it alone
+
+    world.configure(more=f"compression: {{enabled: true, in_place: {str(in_place).lower()}}}\n")
+    agent = world.agent(session_db=SessionDB())
     first = agent.session_id
 
-    def paid(request: dict[str, Any], index: int) -> Answer:
-        if index == 1:
-            # What Hermes's compressor does to the agent (0.19 agent/conversation_compression.py, legacy rotation).
-            agent.session_id = "after-compression"
-        del request
-        return call("terminal", command=f"echo {index}") if index < 3 else say("done by the stronger one")
+    def paid(_request: dict[str, Any], index: int) -> Answer:
+        # The thirteenth reply says that the context is full.
+        usage = (64_000, 20) if index == 12 else (100, 20)
+        step = json.dumps({"command": f"echo {index} {'x' * 200}"})
+        return Answer(calls=(("terminal", step),), usage=usage) if index < 14 else say("done by the stronger one")
 
     world.local.script = missing
     world.paid.script = paid
     assert world.ask(agent=agent)["final_response"] == "done by the stronger one"
+    sizes = [len(request["messages"]) for request in world.paid.requests]
+    assert sizes[13] < sizes[12]  # it was compressed
+    assert (agent.session_id == first) == in_place
     assert len(world.local.requests) == 3
-    assert {row["session_id"] for row in rows()} == {"after-compression"}
-    assert not world.adapter.ledgers.known(first)
-    assert "openai/gpt-5.4: 4 calls" in world.command("status")
+    assert {row["session_id"] for row in rows()} == {agent.session_id}
+    assert world.adapter.ledgers.known(first) == in_place
+    assert "openai/gpt-5.4: 15 calls" in world.command("status")
 
 
 def test_resumed_session_is_off_and_knows_what_it_spent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
