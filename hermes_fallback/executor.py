@@ -431,7 +431,7 @@ def _import_quietly() -> Any:
     # Without this, the import fetches a price map from the network (litellm/__init__.py).
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     # What pydantic says about its types, and at each call of its bridge to the Responses API (1.105.3).
-    for message in ("Pydantic serializer warnings", r"Items .* are using the `ReadOnly` qualifier"):
+    for message in ("Pydantic serializer warnings", r"Items? .* using the `ReadOnly` qualifier"):
         warnings.filterwarnings("ignore", message=message, category=UserWarning)
     # Imported here: it takes 3 to 5 s and 170 MB, which only an escalation is worth.
     litellm: Any = importlib.import_module("litellm")

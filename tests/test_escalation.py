@@ -161,12 +161,13 @@ def test_whole_state_goes_up_and_tools_of_the_stronger_model_run(
 ) -> None:
     """The stronger model gets the conversation with calls, results and tools; its own call runs; its result returns."""
     world.local.script = missing
+    made = world.folder / "made.txt"
     world.paid.script = in_order(
-        [call("write_file", path="made.txt", content="by the stronger one"), say("It is done.")]
+        [call("write_file", path=str(made), content="by the stronger one"), say("It is done.")]
     )
     result = world.ask("please make the file")
     assert result["final_response"] == "It is done."
-    assert (world.folder / "made.txt").read_text().strip() == "by the stronger one"
+    assert made.read_text().strip() == "by the stronger one"
     first, second = world.paid.requests
     assert first["model"] == "gpt-5.4"
     assert [message["role"] for message in first["messages"]] == ["system", "user", *["assistant", "tool"] * 3]
@@ -178,7 +179,7 @@ def test_whole_state_goes_up_and_tools_of_the_stronger_model_run(
     )
     assert {tool["function"]["name"] for tool in first["tools"]} >= {"read_file", "write_file", "terminal"}
     assert second["messages"][: len(first["messages"])] == first["messages"]
-    assert json.loads(second["messages"][-2]["tool_calls"][0]["function"]["arguments"])["path"] == "made.txt"
+    assert json.loads(second["messages"][-2]["tool_calls"][0]["function"]["arguments"])["path"] == str(made)
     assert second["messages"][-1]["role"] == "tool"
     # The history is the host's own: the note is not in it.
     assert "taking over" not in json.dumps(result["messages"])

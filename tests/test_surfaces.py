@@ -33,15 +33,22 @@ class Pipe:
         threading.Thread(target=self._read, daemon=True).start()
 
     def ask(self, method: str, **params: Any) -> Any:
-        """Call a method; return its result."""
+        """Call a method; return its result. A session that is still busy (TUI, 4009) is asked again."""
+        for _ in range(50):
+            answer = self._ask(method, params)
+            if answer.get("error", {}).get("code") != 4009:
+                break
+            time.sleep(0.1)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def _ask(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         self._count += 1
         message = {"jsonrpc": "2.0", "id": self._count, "method": method, "params": params}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(message) + "\n")
         self._process.stdin.flush()
-        answer = self.hear(lambda one: one.get("id") == self._count and "method" not in one)
-        assert "error" not in answer, answer
-        return answer["result"]
+        return self.hear(lambda one: one.get("id") == self._count and "method" not in one)
 
     def hear(self, wanted: Any, within: float = 60.0) -> dict[str, Any]:
         """Wait for a message."""
