@@ -46,7 +46,10 @@ test-hermes-matrix: $(READY) $(MATRIX:%=test-hermes-%)
 
 # Not a test: what it measures depends on the machine.
 bench: $(READY)
-	{ echo "# Measured"; echo; $(BIN)/python benchmarks/startup.py; } > benchmarks/RESULTS.md
+	{ echo "# Measured"; \
+	  echo; echo "## Having the plugin"; echo; $(BIN)/python benchmarks/startup.py; \
+	  echo; echo "## Trimming the handoff of recorded stuck conversations"; echo; $(BIN)/python benchmarks/handoff.py; \
+	} > benchmarks/RESULTS.md
 
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Hermes needs Python 3.11, 3.12 or 3.13; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }

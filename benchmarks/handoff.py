@@ -25,7 +25,7 @@ import re
 import statistics
 import sys
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,8 +130,12 @@ def conversation(recorded: Sequence[Mapping[str, Any]]) -> Iterator[Message]:
             continue
         if message["role"] == "assistant" and message.get("tool_calls"):
             yield {**message, "content": without_code(message.get("content") or "", message["tool_calls"])}
-        elif message["role"] == "tool" and message["len"] > len(message["content"]):
-            yield {**message, "content": f"{message['content']}\n({message['sha']})"}
+        elif message["role"] == "tool":
+            text = message["content"]
+            if message["len"] > len(text):
+                text = f"{text}\n({message['sha']})"
+            # As Hermes words it.
+            yield {**message, "content": json.dumps({"error": text}) if message["error"] else text}
         else:
             yield dict(message)
 
@@ -183,13 +187,20 @@ def event_of(message: Message, tool: str, arguments: str) -> Event:
     result = message["sha"]
     if not message["error"]:
         return ToolSucceeded(0.0, tool, call, result)
-    text = message["content"]
+    text = json.loads(message["content"])["error"]
     is_command = tool in {"bash", "execute", "execute_bash", "execute_sql"}
     return ToolFailed(0.0, tool, call, result, "an error", fingerprint.error_kind(text), command=is_command)
 
 
 def repeats(messages: Sequence[Message]) -> bool:
-    """Tell whether any result came twice, or any call was made twice."""
+    """Tell whether any result came twice, any call was made twice, or any tool failed in one way three times."""
+    failures = Counter(
+        (message["name"], fingerprint.error_kind(json.loads(message["content"])["error"]))
+        for message in messages
+        if message["role"] == "tool" and message["error"]
+    )
+    if any(count >= Policy().max_local_attempts for (_, kind), count in failures.items() if kind is not None):
+        return True
     results = [message["sha"] for message in messages if message["role"] == "tool"]
     calls = [
         (call["function"]["name"], call["function"]["arguments"])

@@ -1,22 +1,27 @@
 """Leaves out of a conversation what stands in it already, so that nobody pays to have it read twice.
 
-Pure. Three things are cut, each to a line that says what it was: calls that were made before and gave the same results
+Pure. Four things are cut, each to a line that says what it was: attempts that failed as a later one did, with the same
+tool, for the same task (the later one stays, and names them); calls that were made before and gave the same results
 again, right behind other calls (a loop); a result that came before, word for word; and, in the result of a call that
-was made before, the lines that its earlier results had. Nothing is lost: what is cut stands further up. What a call
-asks for is never rewritten, for a model imitates the calls that it sees, and neither are words of the user.
+was made before, the lines that its earlier results had. What a call asks for is never rewritten, for a model imitates
+the calls that it sees, and neither are words of the user.
 
-What becomes of a message depends only on what stands before it, so the request for the next call begins as the one
-before did, and the provider's prompt cache holds. The one exception: calls that were left out are counted at the end of
-the result before them, and that line changes while a loop goes on.
+But for two things, what becomes of a message depends only on what stands before it, so that the request for the next
+call begins as the one before did, and the provider's prompt cache holds. Calls of a loop are counted at the end of the
+result before them, and that line changes while the loop goes on; and the stronger model's own failures of one kind
+replace each other.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from . import fingerprint
 
 Message = dict[str, Any]
 
@@ -24,7 +29,10 @@ Message = dict[str, Any]
 # stands for less is longer than what it saves.
 _SAME_LINES = 3
 _SAME_CHARS = 200
+# As many as make a task stuck by default; of fewer, each may be a step on the way.
+_SAME_FAILURES = 3
 _QUOTED_CHARS = 40
+_BRIEF_CHARS = 60
 
 # Where a line ends: most results are JSON, in which a line break is a backslash and an n.
 _LINE = re.compile(r".*?(?:\\n|\n|\Z)", re.DOTALL)
@@ -43,7 +51,7 @@ def trim(messages: Sequence[Message], *, untouchable: str) -> list[Message]:
     kept: list[Message] = []
     seen = _Seen()
     loop: list[tuple[str, str]] = []
-    for said, results in exchanges(messages):
+    for said, results in _without_superseded(list(exchanges(messages)), untouchable):
         calls = _calls(said, results)
         is_free = not any(untouchable in result["content"] for result in results)
         if calls in seen.exchanges and kept[-1]["role"] == "tool" and is_free:
@@ -62,6 +70,66 @@ def trim(messages: Sequence[Message], *, untouchable: str) -> list[Message]:
     if loop:
         _close(loop, kept)
     return kept
+
+
+_Exchange = tuple[Message, list[Message]]
+
+
+def _without_superseded(exchanges: Sequence[_Exchange], untouchable: str) -> Iterator[_Exchange]:
+    """Leave out attempts that failed as later ones did, if that was often, and name them at the last one."""
+    kinds = [
+        None if any(untouchable in result["content"] for result in results) else _failure(said, results)
+        for said, results in exchanges
+    ]
+    ends = _ends(exchanges, kinds)
+    briefs: dict[int, list[str]] = {}
+    for at, (said, answers) in enumerate(exchanges):
+        end = ends[at]
+        if end is not None and end != at:
+            briefs.setdefault(end, []).append(_brief(said))
+            continue
+        if at not in briefs:
+            yield said, answers
+            continue
+        line = f"[cut: {len(briefs[at])} attempts before it that failed alike: {'; '.join(briefs[at])}]"
+        yield said, [{**answers[0], "content": f"{answers[0]['content']}\n\n{line}"}]
+
+
+def _ends(exchanges: Sequence[_Exchange], kinds: Sequence[tuple[str, str] | None]) -> list[int | None]:
+    """Return for each failed attempt where the last of its kind in its task stands, if there were enough of them."""
+    tasks = itertools.accumulate(said["role"] == "user" for said, _ in exchanges)
+    groups: dict[tuple[int, tuple[str, str]], list[int]] = {}
+    for at, (task, kind) in enumerate(zip(tasks, kinds, strict=True)):
+        if kind is not None:
+            groups.setdefault((task, kind), []).append(at)
+    ends: list[int | None] = [None] * len(kinds)
+    for places in groups.values():
+        if len(places) >= _SAME_FAILURES:
+            for at in places:
+                ends[at] = places[-1]
+    return ends
+
+
+def _failure(said: Message, results: Sequence[Message]) -> tuple[str, str] | None:
+    """Return tool and kind of error of an attempt that failed, by the form of Hermes's results; None for any other."""
+    calls = said.get("tool_calls", ())
+    if len(calls) != 1 or len(results) != 1:
+        return None
+    try:
+        # Behind the result may stand a warning of Hermes's (0.19 agent/tool_guardrails.py).
+        result, _ = json.JSONDecoder().raw_decode(results[0]["content"])
+    except ValueError:
+        return None
+    if not isinstance(result, dict):
+        return None
+    message = result.get("error") or (result.get("output") if fingerprint.exit_status(result) else None)
+    kind = fingerprint.error_kind(message) if isinstance(message, str) else None
+    return None if kind is None else (calls[0]["function"]["name"], kind)
+
+
+def _brief(said: Message) -> str:
+    arguments: str = said["tool_calls"][0]["function"]["arguments"]
+    return arguments if len(arguments) <= _BRIEF_CHARS else f"{arguments[:_BRIEF_CHARS]}…"
 
 
 @dataclass(slots=True)

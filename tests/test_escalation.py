@@ -170,12 +170,14 @@ def test_whole_state_goes_up_and_tools_of_the_stronger_model_run(
     assert made.read_text().strip() == "by the stronger one"
     first, second = world.paid.requests
     assert first["model"] == "gpt-5.4"
-    assert [message["role"] for message in first["messages"]] == ["system", "user", *["assistant", "tool"] * 3]
+    assert [message["role"] for message in first["messages"]] == ["system", "user", "assistant", "tool"]
     assert first["messages"][0]["content"].startswith(world.local.requests[0]["messages"][0]["content"][:2000])
     assert "read_file failed 3 times: file not found" in first["messages"][0]["content"]
     assert first["messages"][1]["content"] == "please make the file"
-    assert [message for message in first["messages"] if message["role"] == "tool"][-1]["content"].count(
-        "/nowhere/2.txt"
+    # The last attempt whole, the two that failed like it by name.
+    assert "File not found: /nowhere/2.txt" in first["messages"][3]["content"]
+    assert (
+        '2 attempts before it that failed alike: {"path":"/nowhere/0.txt"}; {"path"' in first["messages"][3]["content"]
     )
     assert {tool["function"]["name"] for tool in first["tools"]} >= {"read_file", "write_file", "terminal"}
     assert second["messages"][: len(first["messages"])] == first["messages"]

@@ -140,6 +140,58 @@ def test_trim_off_sends_everything() -> None:
     assert len(contents(handoff.build({"messages": messages}, note="")["messages"])) == 1
 
 
+def failed(argument: str, error: str = "File not found: {}", *, tool: str = "read") -> list[Message]:
+    """An attempt that failed, as Hermes words it."""
+    return exchange(tool, argument, json.dumps({"error": error.format(argument)}), said=f"I try {argument}")
+
+
+def test_attempts_that_failed_alike_are_named_at_the_last_one() -> None:
+    """Of three attempts that failed in the same way the last one stays, and says what the others asked for."""
+    last = failed("/c/z.txt")
+    built = trimmed(failed("/a/x.txt"), failed("/b/y.txt"), last)
+    assert built[0] == last[0]
+    (content,) = contents(built)
+    assert content == (
+        f"{last[1]['content']}\n\n[cut: 2 attempts before it that failed alike: "
+        '{"argument": "/a/x.txt"}; {"argument": "/b/y.txt"}]'
+    )
+
+
+def test_what_is_between_failed_attempts_stays() -> None:
+    """Only the attempts go; what worked between them is shown."""
+    found = exchange("list", "/", "a b c")
+    built = trimmed(failed("/a"), found, failed("/b"), failed("/c"))
+    assert built[:2] == found
+    assert len(built) == 4
+
+
+def test_failures_that_are_few_or_different_or_of_another_task_stay() -> None:
+    """Two failures may be steps on the way; other errors, other tools and other tasks are no repetition."""
+    for conversation in (
+        [failed("/a"), failed("/b")],
+        [failed("/a"), failed("/b", "Permission denied: {}"), failed("/c", "Is a directory: {}")],
+        [failed("/a"), failed("/b", tool="stat"), failed("/c", tool="open")],
+        [failed("/a"), failed("/b"), [{"role": "user", "content": "and now?"}], failed("/c")],
+    ):
+        assert trimmed(*conversation) == [message for messages in conversation for message in messages]
+
+
+def test_commands_that_failed_alike() -> None:
+    """A command's exit status is a failure as well, and its output says of which kind."""
+    result = json.dumps({"output": "no rule to make target", "exit_code": 2})
+    runs = [exchange("terminal", f"make t{n}", f"{result}\n\n[Tool loop warning: count={n}]") for n in range(3)]
+    assert len(trimmed(*runs)) == 2
+
+
+def test_users_words_keep_a_failed_attempt() -> None:
+    """An attempt with the user's /steer behind it stays whole."""
+    steered = failed("/a")
+    steered[1]["content"] += f"\n\n{handoff.STEER_OPEN}\nleave it\n{handoff.STEER_CLOSE}"
+    built = trimmed(steered, failed("/b"), failed("/c"), failed("/d"))
+    assert built[:2] == steered
+    assert len(built) == 4
+
+
 words = st.text(alphabet='ab \n\\"', max_size=20)
 small = st.sampled_from("abc")
 conversations = st.lists(
