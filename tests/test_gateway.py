@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.endpoints import Answer, call, say
-from tests.gateway_chats import Gateway
+from tests.gateway_chats import Chat, Gateway
 from tests.test_escalation import ALL_TRIGGERS, rows
 from tests.world import MODEL, World, config_text
 
@@ -78,12 +78,18 @@ def test_stronger_answer_is_streamed_into_the_chat(gateway: Gateway, world: Worl
     assert all(edits[-1].lstrip().startswith(edit.strip(" \n▉")) for edit in edits)
 
 
-def test_escalate_while_the_chat_is_busy(gateway: Gateway, world: World) -> None:
-    """Hermes stops the turn and hands "/escalate" to the model: the stronger one goes on with the task that was stopped."""
+def busy_chat(gateway: Gateway, world: World, message: str) -> Chat:
+    """A chat whose agent is at work on a message."""
     chat = gateway.chat("A")
-    chat.say("slow work")
+    chat.say(message)
     chat.wait_running()
     gateway.wait(lambda: len(world.local.requests) >= 1)
+    return chat
+
+
+def test_escalate_while_the_chat_is_busy(gateway: Gateway, world: World) -> None:
+    """Hermes stops the turn and hands "/escalate" to the model: the stronger one goes on with the task that was stopped."""
+    chat = busy_chat(gateway, world, "slow work")
     chat.say("/escalate")
     chat.wait_for("paid answer")
     chat.wait_idle()
@@ -97,10 +103,7 @@ def test_escalate_while_the_chat_is_busy(gateway: Gateway, world: World) -> None
 
 def test_off_and_status_while_the_chat_is_busy(gateway: Gateway, world: World) -> None:
     """Other words of /escalate that reach the model as a message are answered by us, and nothing is asked or paid."""
-    chat = gateway.chat("A")
-    chat.say("slow work")
-    chat.wait_running()
-    gateway.wait(lambda: len(world.local.requests) >= 1)
+    chat = busy_chat(gateway, world, "slow work")
     chat.say("/escalate off")
     chat.wait_for("Off: the local model answers alone")
     chat.wait_idle()
@@ -111,10 +114,7 @@ def test_off_and_status_while_the_chat_is_busy(gateway: Gateway, world: World) -
 
 def test_steer_escalate_in_a_chat(gateway: Gateway, world: World) -> None:
     """`/steer escalate` takes over without stopping the turn; the task is finished once."""
-    chat = gateway.chat("A")
-    chat.say("slow work")
-    chat.wait_running()
-    gateway.wait(lambda: len(world.local.requests) >= 1)
+    chat = busy_chat(gateway, world, "slow work")
     chat.say("/steer escalate")
     chat.wait_for("paid answer")
     chat.wait_idle()
@@ -124,13 +124,10 @@ def test_steer_escalate_in_a_chat(gateway: Gateway, world: World) -> None:
 
 def test_late_steer_is_heeded_too(gateway: Gateway, world: World) -> None:
     """A steer that no tool result can carry becomes a message of its own: the stronger model gets the task."""
-    chat = gateway.chat("A")
     world.local.script = lambda request, index: (
         say("a slow last answer " * 3, hold_seconds=0.3) if index == 0 else local_model(request, index)
     )
-    chat.say("hello")
-    chat.wait_running()
-    gateway.wait(lambda: len(world.local.requests) >= 1)
+    chat = busy_chat(gateway, world, "hello")
     chat.say("/steer escalate")
     chat.wait_for("paid answer")
     chat.wait_idle()
