@@ -24,7 +24,7 @@ ROWS = {
     "compression in mid-turn, `--resume`, `/new`": r"compression|resumed|new_session",
     "Hermes's own `fallback_providers` as a tier": r"own_chain|hands_over|chain_that|empty_chain|fell_over",
     "each trigger, and its near miss": r"test_escalation::test_trigger",
-    "a stronger model that fails": r"test_failed_escalation|tier",
+    "a stronger model that fails": r"test_escalation::.*(failed_escalation|tier)",
     "llama.cpp with a real model": r"test_local_model::",
 }
 PROVIDERS = {
@@ -38,7 +38,10 @@ PROVIDERS = {
 def main(target: Path, reports: list[Path]) -> None:
     """Read the reports and write the table."""
     versions = {report.stem.removeprefix("hermes-"): _outcomes(report) for report in reports}
-    rows = {**ROWS, **{f"{name}, strict server": rf"test_providers::.*\[{key}" for name, key in PROVIDERS.items()}}
+    rows = {
+        **ROWS,
+        **{f"{name}, strict server": rf"test_providers::.*[\[-]{key}[\]-]" for name, key in PROVIDERS.items()},
+    }
     lines = [
         "# What was run",
         "",
