@@ -6,12 +6,13 @@ Each run is replayed as events, as `adapter.py` makes them, until a trigger of t
 there are no clocks and no endpoints in a recording). The conversation up to there is built with and without trimming;
 tokens are litellm's count for gpt-4o, without a system prompt, which no recording has. Redaction is off on both sides.
 
-Two corrections. A long result is recorded with its middle left out, so the hash of the whole is put behind it, and
-results that differ stay different. Where the recording has a call's code in the assistant's words too, as no Hermes
-conversation has, the words go without it on both sides.
+Three corrections. A result that is recorded as an error is worded as Hermes words one, `{"error": …}`. A long result is
+recorded with its middle left out, so the hash of the whole is put behind it, and results that differ stay different.
+Where the recording has a call's code in the assistant's words too, as no Hermes conversation has, the words go without
+it on both sides.
 
-The last column is the check that trimming does no harm: of the whole runs in which no result came twice and no call was
-made twice, how many were changed. It must be none.
+The last column is the check that trimming does no harm: of the whole runs in which no result came twice, no call was
+made twice, and no tool failed in one way three times, how many were changed. It must be none.
 """
 
 from __future__ import annotations

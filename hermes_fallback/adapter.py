@@ -284,7 +284,7 @@ class Adapter:
                 return
             turn.ledger.append(event)
             if isinstance(event, ToolFailed):
-                _warm(turn)
+                executor.warm(turn.config.ladder)
 
     def transform_llm_output(self, *, response_text: str = "", session_id: str = "", **_: object) -> str | None:
         """The turn's answer is about to be shown: add who gave it, where no line on the screen says so."""
@@ -433,7 +433,7 @@ class Adapter:
             turn.ledger.append(ReplyAccepted(self.clock()))
             return response
         turn.ledger.append(ReplyInvalid(self.clock(), fault.kind, fault.ends_turn))
-        _warm(turn)
+        executor.warm(turn.config.ladder)
         replacement = escalate(task.decide(), task, local.request)
         return response if replacement is None else replacement
 
@@ -552,8 +552,3 @@ def _has_escalated(events: Sequence[Event]) -> bool:
         if isinstance(event, TurnStarted):
             return False
     return False
-
-
-def _warm(turn: Turn) -> None:
-    if any(tier.is_litellm for tier in turn.config.ladder):
-        executor.warm()

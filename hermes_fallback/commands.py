@@ -60,7 +60,7 @@ def _now(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> s
     if (reason := adapter.stays_local_because(session_id)) is not None:
         return f"Not done: this session stays local, because {reason}."
     ledger.append(EscalationRequested(adapter.clock()))
-    executor.warm()
+    executor.warm(config.ladder)
     when = "from its next step on" if adapter.is_running(session_id) else "with your next message"
     return f"{config.ladder[0].name} takes over {when}, until that task is done."
 

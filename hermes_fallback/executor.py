@@ -65,9 +65,9 @@ class Interrupted(Exception):  # noqa: N818  # nothing went wrong: the user said
     """The user stopped the turn during the call."""
 
 
-def warm() -> None:
-    """Import litellm in the background, so that an escalation that may come need not wait for it."""
-    if "litellm" not in sys.modules:
+def warm(ladder: Sequence[Tier]) -> None:
+    """Import litellm in the background, if a tier needs it: an escalation that may come need not wait for it."""
+    if any(tier.is_litellm for tier in ladder) and "litellm" not in sys.modules:
         threading.Thread(target=_import_quietly, name="hermes-fallback-warm", daemon=True).start()
 
 
