@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types check bench clean test-hermes-matrix
+.PHONY: demo test lint types check bench bench-detection fit clean test-hermes-matrix
 .PRECIOUS: .cache/hermes-%/.ready
 
 demo: $(READY)
@@ -50,6 +50,19 @@ bench: $(READY)
 	  echo; echo "## Having the plugin"; echo; $(BIN)/python benchmarks/startup.py; \
 	  echo; echo "## Trimming the handoff of recorded stuck conversations"; echo; $(BIN)/python benchmarks/handoff.py; \
 	} > benchmarks/RESULTS.md
+
+# What these two measure and fit with is not needed for anything else; they read the recordings in ../shared.
+BENCH := $(VENV)/.bench
+
+$(BENCH): $(READY)
+	$(BIN)/python -m pip install --quiet --group bench
+	touch $@
+
+fit: $(BENCH)
+	$(BIN)/python benchmarks/fit.py
+
+bench-detection: $(BENCH)
+	$(BIN)/python benchmarks/detection.py
 
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Hermes needs Python 3.11, 3.12 or 3.13; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }

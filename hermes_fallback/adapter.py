@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import commands, executor, explain, handoff, host
+from . import commands, executor, explain, handoff, host, self_check, signs
 from . import config as configuration
 from .config import Config, ConfigError
 from .escalation import HAND_OVER, SIGN, Task, escalate, host_answered
@@ -28,17 +28,18 @@ from .events import (
     Event,
     ReplyAccepted,
     ReplyInvalid,
+    SelfChecked,
     SwitchedOff,
     TierReplied,
-    ToolFailed,
     TurnEnded,
     TurnStarted,
+    is_telling,
 )
-from .executor import Interrupted
+from .executor import ExecutionError, Interrupted
 from .journal import Journal, JournalError
 from .ledger import Ledger, Ledgers
 from .live import Chat, LiveAgent, cli_session_id, find_agent, find_chat
-from .policy import holding, is_off
+from .policy import Stay, holding, is_off
 from .replies import inspect, offered
 
 logger = logging.getLogger(__name__)
@@ -194,7 +195,11 @@ class Adapter:
                     del self._turns[id_]
                 self._turns[turn_id] = turn
             now = self.clock()
-            ledger.append(*[TurnEnded(now)] * len(unended), TurnStarted(now, turn_id, model))
+            said = signs.of_message(handoff.text_of(user_message))
+            ledger.append(*[TurnEnded(now)] * len(unended), TurnStarted(now, turn_id, model, said))
+            if config.policy.self_check:
+                # It is asked through litellm, at the end of every task.
+                executor.warm([self_check.tier(model, "", None)])
             # Not a sub-agent's: what it is told comes from a model, and no model may spend.
             if session_id not in self._parents:
                 self._hear(turn, user_message)
@@ -283,7 +288,7 @@ class Adapter:
             if event is None:
                 return
             turn.ledger.append(event)
-            if isinstance(event, ToolFailed):
+            if is_telling(event):
                 executor.warm(turn.config.ladder)
 
     def transform_llm_output(self, *, response_text: str = "", session_id: str = "", **_: object) -> str | None:
@@ -428,14 +433,36 @@ class Adapter:
             if response is None:
                 raise
             return response
-        fault = inspect(host.local_reply(response, local.request), offered(local.request.get("tools")))
-        if fault is None:
-            turn.ledger.append(ReplyAccepted(self.clock()))
-            return response
-        turn.ledger.append(ReplyInvalid(self.clock(), fault.kind, fault.ends_turn))
-        executor.warm(turn.config.ladder)
-        replacement = escalate(task.decide(), task, local.request)
+        reply = host.local_reply(response, local.request)
+        fault = inspect(reply, offered(local.request.get("tools")))
+        if fault is not None:
+            turn.ledger.append(ReplyInvalid(self.clock(), fault.kind, fault.ends_turn))
+            executor.warm(turn.config.ladder)
+        else:
+            turn.ledger.append(ReplyAccepted(self.clock(), not reply.calls, host.reply_signs(reply, local.request)))
+            if reply.calls:
+                # Judged before the next call, by what they bring.
+                return response
+        decision = task.decide()
+        if fault is None and isinstance(decision, Stay) and turn.config.policy.self_check:
+            self._check_itself(turn, local, reply.text)
+            decision = task.decide()
+        replacement = escalate(decision, task, local.request)
         return response if replacement is None else replacement
+
+    def _check_itself(self, turn: Turn, local: LocalCall, answer: str) -> None:
+        """Ask the local model whether its answer is one; what it cannot say is no evidence."""
+        tier = self_check.tier(turn.model, turn.base_url, local.live.api_key)
+        asked = {"messages": self_check.question(local.request.get("messages") or (), answer)}
+        try:
+            reply = executor.complete(tier, asked, is_interrupted=host.is_interrupted, on_text=lambda _: None)
+        except ExecutionError as error:
+            logger.warning("session=%s: the local model's self_check failed: %s", turn.session_id, error)
+            return
+        fulfilled = self_check.is_fulfilled(reply.response.choices[0].message.content or "")
+        logger.debug("session=%s: the local model's self_check says %s", turn.session_id, fulfilled)
+        if fulfilled is not None:
+            turn.ledger.append(SelfChecked(self.clock(), fulfilled))
 
     def _follow(self, turn: Turn, session_id: str) -> None:
         """Hermes compressed the context and gave the session a new id: the task goes on (DESIGN.md, fact 7)."""

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from . import config as configuration
-from . import executor, explain
+from . import executor, explain, replaying
 from .config import Config, ConfigError
 from .host import agent_class, hermes_home, read_config, running_model
 from .journal import Journal, JournalError
@@ -22,6 +22,7 @@ def set_up(parser: argparse.ArgumentParser) -> None:
     explained = commands.add_parser("explain", help="show what was escalated, why, and what it cost")
     explained.add_argument("session", nargs="?", help="a session's id; all sessions when left out")
     explained.add_argument("--last", type=int, default=20, metavar="N", help="how many escalations (20)")
+    replaying.set_up(commands.add_parser("replay", help=replaying.HELP, description=replaying.HELP))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,6 +30,8 @@ def run(args: argparse.Namespace) -> None:
     match args.escalation_command:
         case "explain":
             sys.exit(_explain(args.session, last=args.last))
+        case "replay":
+            sys.exit(replaying.run(args))
         case _:
             sys.exit(_check())
 

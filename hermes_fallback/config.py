@@ -97,6 +97,8 @@ class Policy:
     task_timeout_seconds: float = 900.0
     after: Mapping[TriggerName, int] = field(default_factory=dict)
     hold: Literal["task", "session"] | int = "task"
+    sensitivity: Literal["low", "normal", "high"] = "normal"
+    self_check: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +139,17 @@ def parse(block: object, *, source: str = "config.yaml", host_has_chain: bool = 
         raise ConfigError([f"{source}: {fault}"])
     tiers = [_HERMES_TIER if isinstance(entry, str) else entry for entry in entries]
     primary = cast("dict[str, str] | None", checked.get("primary"))
+    policy = _policy(cast("dict[str, object]", checked.get("fallback_policy", {})))
+    if policy.self_check and "silent_failure" not in policy.trigger_on:
+        fault = (
+            "$.model_routing.fallback_policy.self_check: what it finds is evidence for `silent_failure`, which is not "
+            "in `trigger_on`; add it there"
+        )
+        raise ConfigError([f"{source}: {fault}"])
     return Config(
         ladder=tuple(Tier(**tier) for tier in tiers),  # type: ignore[arg-type]  # checked against the schema above
         primary=Primary(**primary) if primary else None,
-        policy=_policy(cast("dict[str, object]", checked.get("fallback_policy", {}))),
+        policy=policy,
         handoff=_handoff(cast("dict[str, object]", checked.get("handoff", {}))),
     )
 

@@ -26,7 +26,17 @@ TriggerName = Literal[
     "task_timeout",
     "user_request",
     "provider_error",
+    "silent_failure",
+    "risk",
 ]
+ResultSign = Literal["rejected", "empty", "polls", "changes"]
+ReplySign = Literal["cannot", "announces", "claims_done", "asks", "unaided"]
+MessageSign = Literal["cannot_say", "wants_content", "wants_change"]
+Sign = ResultSign | ReplySign | MessageSign
+"""What a text says, in a word (`signs.py` reads them); each alone proves nothing."""
+
+TROUBLE: frozenset[str] = frozenset({"rejected", "empty", "cannot", "cannot_say"})
+"""The signs that a task goes badly; the others say what was asked for and done."""
 
 UNCHANGED = "unchanged"
 """Result fingerprint for "the same as this call gave last time", which Hermes says of a file read again."""
@@ -39,6 +49,7 @@ class TurnStarted:
     at: float
     turn_id: str
     model: str
+    signs: tuple[MessageSign, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,7 @@ class ToolSucceeded:
     tool: str
     call: str
     result: str
+    signs: tuple[ResultSign, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +75,8 @@ class ToolFailed:
     """A tool gave an error, or a command ended with a non-zero status.
 
     `error` is a phrase for people, `kind` the fingerprint of the error with its names and numbers taken out (None when
-    there was no text to compare), `command` whether it is a command's exit status: tests and searches fail on purpose.
+    there was no text to compare), `command` whether it is a command's exit status, `on_purpose` whether that may be
+    what the command was for (a test, a search): it printed no error that we know.
     """
 
     at: float
@@ -73,13 +86,16 @@ class ToolFailed:
     error: str
     kind: str | None
     command: bool = False
+    on_purpose: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ReplyAccepted:
-    """The model that has the task gave a usable reply."""
+    """The model that has the task gave a usable reply; `ends_turn` when it is the task's answer."""
 
     at: float
+    ends_turn: bool = False
+    signs: tuple[ReplySign, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +114,14 @@ class CallFailed:
     at: float
     failure: CallFailure
     ends_turn: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SelfChecked:
+    """The local model was asked whether its answer fulfils the request by what the tools showed."""
+
+    at: float
+    fulfilled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +183,7 @@ Event = (
     | ReplyAccepted
     | ReplyInvalid
     | CallFailed
+    | SelfChecked
     | EscalationRequested
     | SwitchedOff
     | SwitchedAuto
@@ -166,3 +191,17 @@ Event = (
     | TierReplied
     | EscalationFailed
 )
+
+Call = ToolSucceeded | ToolFailed
+"""A tool was called and gave something."""
+
+
+def is_telling(event: Event) -> bool:
+    """Tell whether an event is one that `risk` counts: a failure, or a sign of trouble.
+
+    A command that ends with a status and no error that we know did most likely what it was for: tests and searches do.
+    """
+    if isinstance(event, ToolFailed):
+        return not event.on_purpose
+    signs = getattr(event, "signs", ())
+    return bool(signs) and not TROUBLE.isdisjoint(signs)

@@ -5,18 +5,21 @@ Nothing here quotes a prompt, an argument or a result: the words are ours, the n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import assert_never
 
 from .events import (
+    TROUBLE,
     CallFailed,
     CallFailure,
     Event,
     FaultKind,
+    ReplyAccepted,
     ReplyInvalid,
     ToolFailed,
     ToolSucceeded,
     TriggerName,
+    TurnStarted,
 )
 
 FAULT_WORDS: dict[FaultKind, str] = {
@@ -51,6 +54,10 @@ def reason(trigger: TriggerName, evidence: Sequence[Event]) -> str:
             return "the task took longer than task_timeout_seconds"
         case "user_request":
             return "you asked for it with /escalate"
+        case "silent_failure":
+            return _silent(evidence)
+        case "risk":
+            return f"signs of trouble together: {'; '.join(_signs_of_trouble(evidence))}"
         case "provider_error":
             failures = [event for event in evidence if isinstance(event, CallFailed)]
             return _times(FAILURE_WORDS[failures[-1].failure], len(failures))
@@ -92,6 +99,41 @@ def _faults(faults: Sequence[FaultKind]) -> str:
 
 def _repeats(calls: Sequence[ToolFailed | ToolSucceeded]) -> str:
     return f"{calls[-1].tool} was called {len(calls)} times with the same arguments and the same result"
+
+
+def _silent(evidence: Sequence[Event]) -> str:
+    last = evidence[-1]
+    if not isinstance(last, ReplyAccepted):
+        return "the local model says itself that its answer does not fulfil the request"
+    asked = evidence[0].signs if isinstance(evidence[0], TurnStarted) else ()
+    if "announces" in last.signs:
+        return "the local model announced work and did not do it"
+    if "wants_change" in asked and "claims_done" in last.signs:
+        return "the local model says that it is done, and nothing was changed"
+    if "cannot" in last.signs:
+        return "the local model says that it cannot, and has not tried"
+    return "the local model answered without looking"
+
+
+def _signs_of_trouble(evidence: Sequence[Event]) -> Iterator[str]:
+    failed = sum(isinstance(event, ToolFailed) for event in evidence)
+    invalid = sum(isinstance(event, ReplyInvalid) for event in evidence)
+    signs = [sign for event in evidence for sign in getattr(event, "signs", ())]
+    same = sum(isinstance(event, ToolSucceeded) and TROUBLE.isdisjoint(event.signs) for event in evidence)
+    counted = [
+        (failed, "failed call"),
+        (invalid, "unusable reply"),
+        (signs.count("rejected"), "result that said no"),
+        (signs.count("empty"), "empty result"),
+        (same, "result that came before"),
+        (signs.count("cannot"), "reply that said it cannot"),
+        (signs.count("cannot_say"), "message that could not give what was needed"),
+    ]
+    for count, words in counted:
+        if count:
+            noun, _, rest = words.partition(" that ")
+            plural = noun if count == 1 else f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
+            yield f"{count} {plural}{' that ' + rest if rest else ''}"
 
 
 def _times(words: str, count: int) -> str:

@@ -19,14 +19,19 @@ _VOLATILE = re.compile(
       \d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?   # 2026-11-23T15:19:09.123Z
     | \b\d\d?:\d\d:\d\d(?:[.,]\d+)?\b                                           # 15:19:09
     | \b\d+(?:\.\d+)?\s?(?:ms|s|sec|secs|seconds?|µs|us|ns|minutes?|min)\b       # 0.31s, 12 ms
-    | (?<=duration_ms":\s)\d+ | (?<=elapsed":\s)[\d.]+
-    | \bpid["']?[\s:=]+\d+
+    # "duration_seconds": 1.01, "pid": 1003, "sessionId": "sess-3", "startedAt": 1700000003, "execution_count": 7
+    | (?<=")(?:\w*(?:[Dd]uration|[Ee]lapsed|[Tt]imestamp)\w*|pid|\w*[Ss]ession_?[Ii]d|started_?[Aa]t|run_?[Ii]d
+        |execution_count)":\s*(?:"[^"\n]*"|-?[\d.]+)
+    | (?<="cwd":\s)"/tmp/[^"\n]*"
+    | \b(?:pid|session|sess|proc|job)["']?[\s:=#_-]+[\w-]*\d[\w-]*
     | \b0x[0-9a-fA-F]{6,}\b
     | \b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b
     | \b1[5-9]\d{8}(?:\.\d+|\d{3})?\b                                            # seconds or milliseconds since 1970
     """,
     re.VERBOSE,
 )
+# What Hermes appends to a result for the model, after our hook has seen it (0.19 agent/tool_guardrails.py).
+_NOTICE = re.compile(r"\n\n\[Tool loop (?:warning|hard stop): [^\n]*\]\s*\Z")
 _NAMES_AND_NUMBERS = re.compile(r"""'[^'\n]*'|"[^"\n]*"|`[^`\n]*`|(?:[\w.~-]*/)+[\w.*-]*|\b[\w-]+\.\w{1,5}\b|\d+""")
 
 _ERROR_WORDS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -43,12 +48,20 @@ _ERROR_WORDS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\b429\b|rate limit", "rate limited"),
         (r"old_string.*not found|could not find (?:a )?match|no match", "text to replace not found"),
         (r"multiple matches|found \d+ matches|not unique", "text to replace is not unique"),
-        (r"missing (?:\d+ )?required|required (?:argument|parameter|property)|unexpected keyword", "wrong arguments"),
+        (
+            (
+                r"missing (?:\d+ )?(?:required|operand|argument)|required (?:argument|parameter|property)|must precede"
+                r"|unexpected keyword|(?:invalid|illegal|unrecognized|unknown)[\w ]* (?:option|argument|predicate|flag)"
+                r"|usage: |--help|malformed|(?:option|flag) requires|you must specify|extra operand|may not specify"
+            ),
+            "wrong arguments",
+        ),
         (r"invalid json|jsondecode|expecting value", "invalid JSON"),
-        (r"syntaxerror|syntax error", "syntax error"),
+        (r"syntaxerror|syntax error|unexpected (?:eof|end of file|token)", "syntax error"),
         (r"modulenotfounderror|no module named|cannot find module", "module not found"),
-        (r"already exists", "already exists"),
+        (r"already exists|file exists", "already exists"),
         (r"out of memory|no space left", "out of memory or space"),
+        (r"\bnot found\b", "not found"),
     )
 )
 
@@ -60,7 +73,8 @@ def call_fingerprint(tool: str, arguments: object) -> str:
 
 
 def result_fingerprint(result: str) -> str:
-    """Identify a result with its volatile fields taken out."""
+    """Identify a result with its volatile fields taken out, and what Hermes wrote below it."""
+    result = without_notice(result)
     if len(result) <= 2 * _NORMALISED_CHARS:
         return _digest(_VOLATILE.sub("#", result))
     head, middle, tail = (
@@ -69,6 +83,11 @@ def result_fingerprint(result: str) -> str:
         result[-_NORMALISED_CHARS:],
     )
     return _digest(f"{_VOLATILE.sub('#', head)}\0{middle}\0{_VOLATILE.sub('#', tail)}")
+
+
+def without_notice(result: str) -> str:
+    """Return a result without Hermes's own warning of a loop at its end."""
+    return _NOTICE.sub("", result) if result.endswith("]") else result
 
 
 def error_kind(message: str) -> str | None:

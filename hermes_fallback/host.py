@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from . import fingerprint, handoff
+from . import fingerprint, handoff, signs
 from .config import Config
-from .events import UNCHANGED, CallFailed, CallFailure, ToolFailed, ToolSucceeded
-from .replies import Call, LocalReply
+from .events import UNCHANGED, CallFailed, CallFailure, ReplySign, ToolFailed, ToolSucceeded
+from .replies import Call, LocalReply, without_thinking
 
 # A turn that makes only these calls beside its text has given its answer (0.19 agent/conversation_loop.py).
 _HOUSEKEEPING = frozenset({"memory", "todo", "skill_manage", "session_search"})
 
 _INTERRUPTED = 130
+_OWN_WORDS_CHARS = 400
 
 _CALL_FAILURES: Mapping[str, CallFailure] = {
     "context_overflow": "context_overflow",
@@ -95,28 +97,61 @@ def hermes_home() -> Path:
     return Path(get_hermes_home())
 
 
+def recorded_sessions(*, hours: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Return the ids and messages of Hermes's sessions that began in the last so many hours, newest first.
+
+    Sub-agents' sessions are among them; a conversation that was compressed is two sessions to Hermes, and so to us.
+    """
+    from hermes_state import DEFAULT_DB_PATH, SessionDB  # noqa: PLC0415  # only there when Hermes runs
+
+    path = hermes_home() / Path(DEFAULT_DB_PATH).name
+    if not path.exists():
+        return
+    database = SessionDB(path, read_only=True)
+    try:
+        since = time.time() - 3600 * hours
+        sessions = database.list_sessions_rich(limit=-1, include_children=True, project_compression_tips=False)
+        for session in sessions:
+            if float(session["started_at"]) >= since:
+                yield str(session["id"]), [_recorded(row) for row in database.get_messages(session["id"])]
+    finally:
+        database.close()
+
+
+def _recorded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of Hermes's session database in the form of a chat message; `t` is in seconds since 1970."""
+    message: dict[str, Any] = {"role": row["role"], "content": row["content"], "t": row["timestamp"]}
+    optional = {"tool_calls": row["tool_calls"], "tool_call_id": row["tool_call_id"], "name": row["tool_name"]}
+    return message | {key: value for key, value in optional.items() if value}
+
+
 def tool_event(
-    at: float, tool: str, args: object, result: str, *, status: str, error: object
+    at: float, tool: str, args: object, result: str, *, status: str, error: object, printed: str | None = None
 ) -> ToolFailed | ToolSucceeded | None:
-    """Return what a tool's result says of the model; None when it was denied, blocked or stopped."""
+    """Return what a tool's result says of the model; None when it was denied, blocked or stopped.
+
+    `printed` is the result's fingerprint where that is known better than by the text.
+    """
     call = fingerprint.call_fingerprint(tool, args)
     if _is_unchanged(result, error):
         return ToolSucceeded(at, tool, call, UNCHANGED)
-    if status == "error":
-        message = str(error or result)
-        kind = fingerprint.error_kind(message)
-        words = fingerprint.error_words(message) or "an error"
-        return ToolFailed(at, tool, call, fingerprint.result_fingerprint(message), words, kind)
-    if status != "ok":
-        return None  # blocked by a guard, denied by the user, cancelled: not the model's failure
-    printed = fingerprint.result_fingerprint(result)
     exit_status, output = _command_outcome(result)
+    whole = printed or fingerprint.result_fingerprint(str(error or result) if status == "error" else result)
+    if status == "error" and exit_status is None:
+        message = str(error or result)
+        said = fingerprint.error_words(message) or "an error"
+        return ToolFailed(at, tool, call, whole, said, fingerprint.error_kind(message))
+    if status not in {"ok", "error"}:
+        return None  # blocked by a guard, denied by the user, cancelled: not the model's failure
     if not exit_status:
-        return ToolSucceeded(at, tool, call, printed)
+        return ToolSucceeded(at, tool, call, whole, signs.of_result(tool, args, result))
     if exit_status == _INTERRUPTED and "[Command interrupted]" in output:
         return None  # the user stopped the turn
-    words = fingerprint.error_words(output) or f"exit status {exit_status}"
-    return ToolFailed(at, tool, call, printed, words, fingerprint.error_kind(output), command=True)
+    kind = fingerprint.error_kind(output)
+    said = fingerprint.error_words(output) or f"exit status {exit_status}"
+    # The words at the end are the command's own; those further up may be a test's.
+    on_purpose = fingerprint.error_words(output[-_OWN_WORDS_CHARS:]) is None
+    return ToolFailed(at, tool, call, whole, said, kind, command=True, on_purpose=on_purpose)
 
 
 def _is_unchanged(result: str, error: object) -> bool:
@@ -166,6 +201,16 @@ def local_reply(response: Any, request: Mapping[str, Any]) -> LocalReply:
         calls=calls,
         finish_reason=getattr(choices[0], "finish_reason", None),
         answered_before=_answered_before(request.get("messages") or ()),
+    )
+
+
+def reply_signs(reply: LocalReply, request: Mapping[str, Any]) -> tuple[ReplySign, ...]:
+    """Return the signs of a reply to the request (`messages`)."""
+    messages = request.get("messages") or ()
+    return signs.of_reply(
+        without_thinking(reply.text),
+        ends_turn=not reply.calls,
+        unaided=not any(message["role"] == "tool" for message in messages),
     )
 
 

@@ -7,20 +7,30 @@ one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .events import (
     Escalated,
     EscalationRequested,
     Event,
+    ReplyAccepted,
+    ReplyInvalid,
     SwitchedAuto,
     SwitchedOff,
+    ToolFailed,
+    ToolSucceeded,
     TurnEnded,
     TurnStarted,
+    is_telling,
 )
 
 MAX_EVENTS = 200
 """How many events of one task the triggers see; a loop of 20 calls shows ten times in it."""
+
+MAX_EARLIER = 40
+"""How many events are kept of what went before a message, for `risk`, and for how long: a person who comes back later
+has most likely something else in mind."""
+EARLIER_SECONDS = 1800.0
 
 _LANDMARKS = TurnStarted | Escalated | EscalationRequested | SwitchedOff | SwitchedAuto
 
@@ -93,10 +103,12 @@ def _carried_over(events: Iterable[Event]) -> list[Event]:
     switched: Event | None = None
     request: Event | None = None
     border: Event | None = None
+    earlier: list[Event] = []
     for event in events:
         match event:
             case Escalated():
-                escalated, request = event, None
+                # What led to it is used up.
+                escalated, request, earlier = event, None, []
             case SwitchedOff() | SwitchedAuto():
                 switched = event
             case EscalationRequested():
@@ -105,10 +117,27 @@ def _carried_over(events: Iterable[Event]) -> list[Event]:
                 request, border = None, event
             case TurnStarted():
                 border = event
+                earlier.append(event)
+            case ToolSucceeded() | ToolFailed() | ReplyAccepted() | ReplyInvalid():
+                earlier.append(event)
             case _:
                 pass
+    if border is None:
+        return list(events)
+    recent = [
+        event for event in _still_telling(earlier) if event is not border and border.at - event.at <= EARLIER_SECONDS
+    ]
     carried = [event for event in (escalated, switched, request) if event is not None]
-    return [*sorted(carried, key=lambda event: event.at), *([] if border is None else [border])]
+    return [*sorted([*recent[-MAX_EARLIER:], *carried], key=lambda event: event.at), border]
+
+
+def _still_telling(earlier: Sequence[Event]) -> list[Event]:
+    """Return what counts in the next task: all when it answers the model's question, else the user's own words."""
+    replies = (event for event in reversed(earlier) if isinstance(event, ReplyAccepted))
+    last = next(replies, None)
+    if last is not None and "asks" in last.signs:
+        return list(earlier)
+    return [event for event in earlier if isinstance(event, TurnStarted) and is_telling(event)]
 
 
 def _newest(events: list[Event]) -> list[Event]:

@@ -29,6 +29,12 @@ class LiveAgent:
         return self._agent is not None
 
     @property
+    def api_key(self) -> str | None:
+        """The key that the agent shows to its endpoint, if known (0.17 to 0.19 run_agent.py `AIAgent.api_key`)."""
+        key = getattr(self._agent, "api_key", None)
+        return key if isinstance(key, str) and key else None
+
+    @property
     def streams(self) -> bool:
         """Whether somebody sees text as it is written."""
         return self._call("_has_stream_consumers") is True

@@ -7,7 +7,7 @@ the task is read from the events.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .config import Policy
 from .events import (
@@ -46,6 +46,21 @@ class Escalate:
 Decision = Stay | Escalate
 
 
+_CONTROL = frozenset(
+    {
+        TurnStarted,
+        TurnEnded,
+        Escalated,
+        TierReplied,
+        EscalationFailed,
+        EscalationRequested,
+        SwitchedOff,
+        SwitchedAuto,
+    }
+)
+"""What decides who may answer; all other events say how it goes, and there are many more of those."""
+
+
 def decide(events: Sequence[Event], policy: Policy, *, tiers: int, now: float) -> Decision:
     """Return who answers the next call: the local model, or one of `tiers` tiers.
 
@@ -53,18 +68,21 @@ def decide(events: Sequence[Event], policy: Policy, *, tiers: int, now: float) -
     """
     if not policy.enabled:
         return Stay()
-    holder = holding(events, policy)
-    matched = _match(events, policy, holder=holder, now=now)
+    # Sorted out once, in one pass: this is asked before every model call.
+    controls = [(at, event) for at, event in enumerate(events) if type(event) in _CONTROL]
+    switches = [event for _, event in controls]
+    holder = holding(switches, policy)
+    matched = _match(events, controls, policy, holder=holder, now=now)
     if holder is None and matched is None:
         return Stay()
     if matched is not None:
         trigger, evidence = matched
-        tier = _next_tier(events, first=0 if holder is None else holder.tier + 1, tiers=tiers, now=now)
+        tier = _next_tier(switches, first=0 if holder is None else holder.tier + 1, tiers=tiers, now=now)
         if tier is not None:
             return Escalate(tier, trigger, evidence)
     if holder is None:
         return Stay()
-    tier = _next_tier(events, first=holder.tier, tiers=tiers, now=now)
+    tier = _next_tier(switches, first=holder.tier, tiers=tiers, now=now)
     return (
         Stay()
         if tier is None
@@ -98,39 +116,48 @@ def is_off(events: Sequence[Event]) -> bool:
 
 
 def _match(
-    events: Sequence[Event], policy: Policy, *, holder: Escalated | None, now: float
+    events: Sequence[Event],
+    controls: Sequence[tuple[int, Event]],
+    policy: Policy,
+    *,
+    holder: Escalated | None,
+    now: float,
 ) -> tuple[TriggerName, Evidence] | None:
-    observed = _since_taken(events, holder)
-    started_at = max((event.at for event in events if isinstance(event, TurnStarted | Escalated)), default=now)
-    off = is_off(events)
+    taken = _taken_at(controls, holder)
+    task = max((at for at, event in controls if type(event) is TurnStarted), default=0)
+    # A tier that failed in between changes nothing about what the local model did last.
+    failed = {at for at, event in controls if type(event) is EscalationFailed}
+    observed = events[max(taken, task) :]
+    if failed:
+        observed = [event for at, event in enumerate(events) if at >= max(taken, task) and at not in failed]
+    started_at = max((event.at for _, event in controls if isinstance(event, TurnStarted | Escalated)), default=now)
+    off = is_off([event for _, event in controls])
+    usual = Limits(
+        after=policy.max_local_attempts,
+        task_timeout_seconds=policy.task_timeout_seconds,
+        started_at=started_at,
+        now=now,
+        sensitivity=policy.sensitivity,
+        earlier=events[taken:task],
+    )
     for name, trigger in TRIGGERS.items():
         # /escalate is the user's own word: it stands even where the automatic ones were switched off.
         if name not in policy.trigger_on or (off and name != "user_request"):
             continue
-        limits = Limits(
-            after=policy.after.get(name, policy.max_local_attempts),
-            task_timeout_seconds=policy.task_timeout_seconds,
-            started_at=started_at,
-            now=now,
+        limits = replace(usual, after=policy.after[name]) if name in policy.after else usual
+        # What the user asked for before the message (while idle) stands in front of it.
+        evidence = trigger(
+            [event for at, event in controls if at >= taken] if name == "user_request" else observed, limits
         )
-        evidence = trigger(observed, limits)
         if evidence is not None:
             return name, evidence
     return None
 
 
-def _since_taken(events: Sequence[Event], holder: Escalated | None) -> Sequence[Event]:
-    """Return what the model that has the task now has done: not what another did before."""
-    border = Escalated if holder is not None else Escalated | TierReplied
-    observed: list[Event] = []
-    for event in reversed(events):
-        if isinstance(event, border):
-            break
-        # A tier that failed in between changes nothing about what the local model did last.
-        if not isinstance(event, EscalationFailed):
-            observed.append(event)
-    observed.reverse()
-    return observed
+def _taken_at(controls: Sequence[tuple[int, Event]], holder: Escalated | None) -> int:
+    """Return where that begins which the model that has the task now has done: not what another did before."""
+    border = (Escalated,) if holder is not None else (Escalated, TierReplied)
+    return max((at + 1 for at, event in controls if isinstance(event, border)), default=0)
 
 
 def _next_tier(events: Sequence[Event], *, first: int, tiers: int, now: float) -> int | None:

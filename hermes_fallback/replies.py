@@ -66,7 +66,7 @@ def inspect(reply: LocalReply, tools: Tools) -> Fault | None:
     """Return what makes the reply useless, or None when Hermes can go on with it."""
     if reply.calls:
         return _call_fault(reply, tools)
-    text = _without_thinking(reply.text)
+    text = without_thinking(reply.text)
     if is_repetition(reply.text):
         return Fault("repetition", ends_turn=True)
     if not text:
@@ -80,17 +80,25 @@ def inspect(reply: LocalReply, tools: Tools) -> Fault | None:
     return None
 
 
+def without_thinking(text: str) -> str:
+    """Return what is said in a text, without what was thought."""
+    return _THINKING.sub("", text).strip() if "<" in text else text.strip()
+
+
 def is_repetition(text: str) -> bool:
     """Tell whether a text ends in the same words over and over, as a model does that cannot stop.
 
-    Rules, tables and rows of numbers repeat as well; a repeated unit counts only with a word of three letters in it.
+    Rules, tables and rows of numbers repeat as well, and so does code: a repeated unit counts only with a word of three
+    letters in it, outside of a code block, and when it comes again without anything in between.
     """
-    tail = text[-_TAIL_CHARS:]
+    tail = _after_code(text)[-_TAIL_CHARS:]
     if len(tail) < _MIN_REPEATED_CHARS or len(zlib.compress(tail.encode("utf-8", "replace"), 1)) > len(tail) * 0.35:
         return False
     period, covered = _period_at_end(tail)
     unit = tail[-period:]
-    return covered >= _MIN_REPEATED_CHARS and covered // period >= _MIN_REPEATS and bool(_WORD.search(unit))
+    if period > _MAX_UNIT_CHARS or covered < _MIN_REPEATED_CHARS or covered // period < _MIN_REPEATS:
+        return False
+    return bool(_WORD.search(unit))
 
 
 def is_tool_call_text(text: str, tools: Tools) -> bool:
@@ -108,15 +116,25 @@ def is_tool_call_text(text: str, tools: Tools) -> bool:
     return called is not None and tools.find(called["name"]) is not None
 
 
+def _after_code(text: str) -> str:
+    """Return what stands behind the last code fence, if that is open or closed; nothing when the text ends in code."""
+    fences = [match.end() for match in _FENCE_MARK.finditer(text)]
+    if not fences:
+        return text
+    return "" if len(fences) % 2 else text[fences[-1] :]
+
+
 _TAIL_CHARS = 4000
 _MIN_REPEATED_CHARS = 240
 _MIN_REPEATS = 6
+_MAX_UNIT_CHARS = 500  # whole paragraphs that come again are a text with a refrain
 _MAX_PROSE_CHARS = 240  # "I will now read the file for you:" and the like may stand around the call
 _MAX_OBJECTS = 8
 
 _WORD = re.compile(r"[^\W\d_]{3}")
 _THINKING = re.compile(r"<(think|thinking|reasoning|thought)\b[^>]*>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 _CLOSING_TAG = re.compile(r"</?[\w|:-]+>|<\|[\w|]+>|\[/?[A-Z_]+\]")
+_FENCE_MARK = re.compile(r"```")
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _MARKERS = re.compile(
     r"<tool_call>|<\|tool_call(?:s_section)?(?:_begin)?\|?>|<\|python_tag\|>|\[TOOL_CALLS?\]|<function[=_ ]|<invoke\s"
@@ -175,10 +193,6 @@ def _is_real(error: ValidationError) -> bool:
     if error.validator == "type":
         return isinstance(error.instance, dict | list) or (error.validator_value == "object" and not error.path)
     return error.validator == "required"
-
-
-def _without_thinking(text: str) -> str:
-    return _THINKING.sub("", text).strip()
 
 
 def _plain(name: str) -> str:

@@ -1,7 +1,8 @@
 """The named patterns in events that justify escalating: each is a pure function from events to evidence.
 
-`observed` is what happened since the model that has the task now took it; evidence is the events that matched, oldest
-first, or None. The name of a trigger is its config key.
+`observed` is what happened in this task since the model that has it now took it; evidence is the events that matched,
+oldest first, or None. The name of a trigger is its config key. What happened last must be part of the evidence: a model
+that has found its way since is not stuck.
 """
 
 from __future__ import annotations
@@ -10,72 +11,80 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from . import risk as model
 from .events import (
     UNCHANGED,
+    Call,
     CallFailed,
     EscalationRequested,
     Event,
     ReplyAccepted,
     ReplyInvalid,
+    SelfChecked,
+    TierReplied,
     ToolFailed,
     ToolSucceeded,
     TriggerName,
     TurnEnded,
     TurnStarted,
+    is_telling,
 )
 
 # Hermes gives up after three unusable replies, or three failed calls, in a row (0.19 agent/conversation_loop.py:
 # `_invalid_tool_retries >= 3`, `_empty_content_retries < 3`, `api_max_retries` 3), whatever the user's `after` says.
 HOST_PATIENCE = 3
 
-# Hermes's tools that change something when they succeed (0.19 toolsets.py); a command that fails before and after such
-# a change is a test being run again, not the same failure.
-CHANGING_TOOLS = frozenset({"write_file", "patch", "edit_file", "skill_manage"})
-
 Evidence = tuple[Event, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a trigger compares with: `after` is a count of events, the rest are seconds (monotonic clock)."""
+    """What a trigger compares with: `after` is a count of events, the times are seconds (monotonic clock).
+
+    `earlier` is what `risk` may add to the task's own signs: telling events of the session's last tasks.
+    """
 
     after: int
     task_timeout_seconds: float
     started_at: float
     now: float
+    sensitivity: str = "normal"
+    earlier: Sequence[Event] = ()
 
 
 Trigger = Callable[[Sequence[Event], Limits], Evidence | None]
 
 
 def repeated_tool_failure(observed: Sequence[Event], limits: Limits) -> Evidence | None:
-    """Match when the same call, or the same tool with the same kind of error, has failed `after` times."""
-    failures: defaultdict[tuple[str, str], list[Event]] = defaultdict(list)
-    for event in observed:
-        if isinstance(event, ToolSucceeded) and event.tool in CHANGING_TOOLS:
-            _forget_commands(failures)
-        if not isinstance(event, ToolFailed):
+    """Match when the same call, or the same tool with the same kind of error, has failed `after` times.
+
+    Commands fail on purpose (tests, searches): only the same command counts, while it fails the same way and nothing
+    was changed in between.
+    """
+    wanted = {key for event in _newest(observed) if isinstance(event, ToolFailed) for key in _failure_keys(event)}
+    if not wanted:
+        return None
+    failures: defaultdict[tuple[str, ...], list[Event]] = defaultdict(list)
+    for event in _failures_and_changes(observed, changes=any(key[0] == "command" for key in wanted)):
+        if isinstance(event, ToolSucceeded):
+            for key in wanted:
+                if key[0] == "command":
+                    failures.pop(key, None)
             continue
-        same_call = failures["call", _call_key(event)]
-        same_call.append(event)
-        if len(same_call) >= limits.after:
-            return tuple(same_call)
-        if event.kind is None:
-            continue
-        same_kind = failures[event.tool, event.kind]
-        same_kind.append(event)
-        if len(same_kind) >= limits.after:
-            return tuple(same_kind)
-    return None
+        for key in _failure_keys(event):
+            if key in wanted:
+                failures[key].append(event)
+    matched = [tuple(events) for events in failures.values() if len(events) >= limits.after]
+    return matched[0] if matched else None
 
 
 def invalid_output(observed: Sequence[Event], limits: Limits) -> Evidence | None:
     """Match a reply that would end the turn; others when `after` of them came, or Hermes is about to give up."""
-    invalid = tuple(event for event in observed if isinstance(event, ReplyInvalid))
-    if not invalid:
+    if not observed or not isinstance(observed[-1], ReplyInvalid):
         return None
-    if isinstance(observed[-1], ReplyInvalid) and observed[-1].ends_turn:
-        return invalid[-1:]
+    if observed[-1].ends_turn:
+        return (observed[-1],)
+    invalid = tuple(event for event in observed if isinstance(event, ReplyInvalid))
     if len(invalid) >= limits.after:
         return invalid[-limits.after :]
     in_a_row = _last_in_a_row(observed, ReplyInvalid, broken_by=ReplyAccepted)
@@ -83,12 +92,19 @@ def invalid_output(observed: Sequence[Event], limits: Limits) -> Evidence | None
 
 
 def no_progress(observed: Sequence[Event], limits: Limits) -> Evidence | None:
-    """Match calls that come back with the result they had, alone or in a cycle, `after` times and nothing new."""
+    """Match calls that came back with the result they had, alone or in a cycle, `after` times and nothing new since.
+
+    Waiting for something (a process that is polled) is no lack of progress.
+    """
+    newest = [event for event in _newest(observed) if isinstance(event, Call)]
+    if not any(_came_before(event, observed, times=limits.after) for event in newest):
+        return None
     seen: dict[tuple[str, str], list[Event]] = {}
     last_result: dict[str, str] = {}
     repeats: defaultdict[tuple[str, str], int] = defaultdict(int)
+    matched: Evidence | None = None
     for event in observed:
-        if not isinstance(event, ToolSucceeded | ToolFailed):
+        if not isinstance(event, Call) or "polls" in getattr(event, "signs", ()):
             continue
         result = last_result.get(event.call, UNCHANGED) if event.result == UNCHANGED else event.result
         last_result[event.call] = result
@@ -96,17 +112,72 @@ def no_progress(observed: Sequence[Event], limits: Limits) -> Evidence | None:
         if key not in seen:
             seen[key] = [event]
             repeats.clear()
+            matched = None
             continue
         seen[key].append(event)
         repeats[key] += 1
-        if repeats[key] + 1 >= limits.after:
-            return tuple(seen[key][-limits.after :])
-    return None
+        if repeats[key] >= limits.after:
+            matched = tuple(seen[key][-limits.after - 1 :])
+    return matched
+
+
+def _came_before(latest: Call, observed: Sequence[Event], *, times: int) -> bool:
+    """Tell, quickly, whether a call gave what it gave now so often before that it is worth a closer look."""
+    results = [event.result for event in observed if isinstance(event, Call) and event.call == latest.call]
+    if latest.result == UNCHANGED:
+        return len(results) > times
+    return results.count(latest.result) + results.count(UNCHANGED) > times
+
+
+def silent_failure(observed: Sequence[Event], limits: Limits) -> Evidence | None:
+    """Match an answer that cannot be true: no work was done for it, or the local model itself denies it.
+
+    That is: work is announced and no tool is called; a file's content is asked for, and no tool has shown anything;
+    a change is asked for and claimed, and nothing was changed; the model says that it cannot, and has not tried.
+    """
+    del limits
+    last = observed[-1] if observed else None
+    if isinstance(last, SelfChecked):
+        return None if last.fulfilled else (last,)
+    if not isinstance(last, ReplyAccepted) or not last.ends_turn or "asks" in last.signs:
+        return None
+    asked = next((event for event in reversed(observed) if isinstance(event, TurnStarted)), None)
+    wanted = asked.signs if asked else ()
+    calls = [event for event in observed if isinstance(event, Call)]
+    changed = any(isinstance(event, ToolSucceeded) and "changes" in event.signs for event in calls)
+    matched = (
+        "announces" in last.signs
+        or ("wants_content" in wanted and "unaided" in last.signs)
+        or ("wants_change" in wanted and "claims_done" in last.signs and not changed)
+        or (bool(wanted) and "cannot" in last.signs and not calls and "unaided" in last.signs)
+    )
+    return ((last,) if asked is None else (asked, last)) if matched else None
+
+
+def risk(observed: Sequence[Event], limits: Limits) -> Evidence | None:
+    """Match when the signs of trouble in this task and those before it add up to more than `sensitivity` allows."""
+    if not may_add_up(observed):
+        return None
+    events = [*limits.earlier, *observed]
+    if model.probability(events) < model.model().thresholds[limits.sensitivity]:
+        return None
+    return model.telling(events)
+
+
+def may_add_up(observed: Sequence[Event]) -> bool:
+    """Tell whether the model's last turn gave a sign of trouble: what was before it was judged before it.
+
+    So a new message starts with the local model, however bad the task before it went.
+    """
+    return any(map(is_telling, _newest(observed)))
 
 
 def task_timeout(observed: Sequence[Event], limits: Limits) -> Evidence | None:
     """Match when the task has run for longer than `task_timeout_seconds` on this model."""
     if limits.now - limits.started_at < limits.task_timeout_seconds:
+        return None
+    # The answer is there, however long it took.
+    if observed and isinstance(observed[-1], ReplyAccepted | SelfChecked):
         return None
     return tuple(event for event in observed if isinstance(event, TurnStarted))[-1:]
 
@@ -138,20 +209,45 @@ TRIGGERS: Mapping[TriggerName, Trigger] = {
     "invalid_output": invalid_output,
     "no_progress": no_progress,
     "provider_error": provider_error,
+    "silent_failure": silent_failure,
+    "risk": risk,
     "task_timeout": task_timeout,
 }
 """In the order they are asked: what the user said first, the vaguest sign last."""
 
+_REPLIES = frozenset({ReplyAccepted, ReplyInvalid, TierReplied})
 
-def _call_key(failure: ToolFailed) -> str:
+
+def _newest(observed: Sequence[Event]) -> list[Event]:
+    """Return the last reply and the results since, or the results alone: what came since this was last asked."""
+    newest: list[Event] = []
+    for event in reversed(observed):
+        kind = type(event)
+        if kind is TurnStarted:
+            break
+        newest.append(event)
+        if kind in _REPLIES:
+            break
+    return newest
+
+
+def _failures_and_changes(observed: Sequence[Event], *, changes: bool) -> list[Call]:
+    if not changes:
+        return [event for event in observed if isinstance(event, ToolFailed)]
+    return [
+        event
+        for event in observed
+        if isinstance(event, ToolFailed) or (isinstance(event, ToolSucceeded) and "changes" in event.signs)
+    ]
+
+
+def _failure_keys(failure: ToolFailed) -> tuple[tuple[str, ...], ...]:
     # A command that fails in a new way each time is being worked on; any other call fails for what it asks.
-    return f"{failure.call}\0{failure.result}" if failure.command else failure.call
-
-
-def _forget_commands(failures: defaultdict[tuple[str, str], list[Event]]) -> None:
-    for key, events in list(failures.items()):
-        if any(isinstance(event, ToolFailed) and event.command for event in events):
-            del failures[key]
+    if failure.command:
+        return (("command", failure.call, failure.result),)
+    if failure.kind is None:
+        return (("call", failure.call),)
+    return ("call", failure.call), ("kind", failure.tool, failure.kind)
 
 
 def _last_in_a_row(observed: Sequence[Event], kind: type[Event], *, broken_by: object) -> Evidence:

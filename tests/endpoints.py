@@ -129,13 +129,15 @@ class Endpoint:
     """A model server on a free loopback port, OpenAI's chat API unless `wire` says otherwise; a context manager.
 
     Requests whose messages lack a system prompt with tools and that Hermes sends beside the task (titles and the like)
-    go to no script: `aside` answers them and they are not counted.
+    go to no script: `aside` answers them, and they are kept apart, as `asides`.
     """
 
     script: Script
     strict: bool = False
     key: str | None = None
     wire: Wire = field(default_factory=_chat)
+    aside: Script = field(default=lambda _request, _index: say("aside"))
+    asides: list[dict[str, Any]] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     aborted: int = 0
@@ -186,7 +188,10 @@ class Endpoint:
             return
         if not self.strict and not body.get("tools"):
             # Hermes's own side calls (titles, compression) carry no tools; they are not part of a script.
-            self._send(handler, body, say("aside"))
+            with self._lock:
+                index = len(self.asides)
+                self.asides.append(body)
+            self._send(handler, body, self.aside(body, index))
             return
         with self._lock:
             index = len(self.requests)

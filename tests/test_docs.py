@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import get_args
 
+from hermes_fallback import risk
 from hermes_fallback.commands import HELP
 from hermes_fallback.config import Handoff, Policy, Tier
 from hermes_fallback.events import TriggerName
@@ -40,3 +41,14 @@ def test_every_key_is_in_schema_and_readme() -> None:
     assert all(f"| `handoff.{key}` |" in README for key in handoff)
     for key in (*policy, *SCHEMA["$defs"]["tier"]["properties"]):
         assert f"`.{key}`" in README or f"`fallback.{key}`" in README or f"`fallback_policy.{key}`" in README, key
+
+
+def test_measured_numbers_are_those_of_the_report() -> None:
+    """What the README says of each sensitivity is what the benchmark wrote, by the thresholds that are shipped."""
+    report = (ROOT / "benchmarks" / "detection.md").read_text("utf-8").splitlines()
+    for name, threshold in risk.model().thresholds.items():
+        (row,) = [line for line in report if line.startswith(f"| `{name}` |")]
+        assert row in README
+        assert f"| {threshold:.2f} |" in row
+    (times,) = [line for line in report if " times the fixed rule." in line]
+    assert f"{float(times.split()[0]):.1f} times what" in README

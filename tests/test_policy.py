@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from hermes_fallback.config import Policy
+from hermes_fallback.config import DEFAULT_TRIGGERS, Policy
 from hermes_fallback.events import (
     UNCHANGED,
     CallFailed,
@@ -17,6 +17,7 @@ from hermes_fallback.events import (
     Event,
     ReplyAccepted,
     ReplyInvalid,
+    SelfChecked,
     SwitchedAuto,
     SwitchedOff,
     TierReplied,
@@ -25,7 +26,7 @@ from hermes_fallback.events import (
     TurnEnded,
     TurnStarted,
 )
-from hermes_fallback.ledger import MAX_EVENTS, Ledger
+from hermes_fallback.ledger import EARLIER_SECONDS, MAX_EARLIER, MAX_EVENTS, Ledger
 from hermes_fallback.policy import COOLDOWN_SECONDS, Decision, Escalate, Stay, decide
 
 START = TurnStarted(0.0, "turn", "local")
@@ -48,9 +49,19 @@ def command(call: str, result: str = "same") -> ToolFailed:
     return failed(call, None, tool="terminal", result=result, command=True)
 
 
-def ok(call: str, result: str = "same", *, tool: str = "read") -> ToolSucceeded:
+def ok(call: str, result: str = "same", *signs: Any, tool: str = "read") -> ToolSucceeded:
     """A call that gave a result."""
-    return ToolSucceeded(0.0, tool, call, result)
+    return ToolSucceeded(0.0, tool, call, result, signs)
+
+
+def said(*signs: Any) -> ReplyAccepted:
+    """The model's answer to the user."""
+    return ReplyAccepted(0.0, ends_turn=True, signs=signs)
+
+
+def asked_for(*signs: Any) -> TurnStarted:
+    """A user's message."""
+    return TurnStarted(0.0, "turn", "local", signs)
 
 
 def invalid(*, ends_turn: bool = False) -> ReplyInvalid:
@@ -69,6 +80,8 @@ def up(tier: int = 0, trigger: Any = "user_request", evidence: tuple[Event, ...]
 
 
 REPLIED = TierReplied(0.0, 0)
+# What is told about one rule is told without `risk`, which adds its evidence up with others'.
+RULES = Policy(trigger_on=tuple(name for name in DEFAULT_TRIGGERS if name != "risk"))
 THREE_FAILURES = (failed("a"), failed("b"), failed("c"))
 
 
@@ -79,7 +92,7 @@ class Case:
     id: str
     events: tuple[Event, ...]
     expected: Decision
-    policy: Policy = Policy()
+    policy: Policy = RULES
     tiers: int = 1
     now: float = 1.0
 
@@ -95,6 +108,10 @@ PROGRESS: Final = "no_progress"
 ERROR: Final = "provider_error"
 ASK: Final = "user_request"
 TIME: Final = "task_timeout"
+SILENT: Final = "silent_failure"
+RISK: Final = "risk"
+
+READ, WRITE, DONE = asked_for("wants_content"), asked_for("wants_change"), said("claims_done")
 
 CASES = [
     case("nothing happened"),
@@ -115,31 +132,56 @@ CASES = [
     ),
     case("command fails the same way", *[command("t")] * 3, expected=Escalate(0, F, (command("t"),) * 3)),
     case("command fails another way each time", *(command("t", str(n)) for n in range(5))),
-    case("edit between two tests", command("t"), ok("w", "1", tool="patch"),
-         command("t"), ok("v", "2", tool="patch"), command("t")),
-    case("one attempt allowed", failed("a"), policy=Policy(max_local_attempts=1), expected=Escalate(0, F, (failed("a"),))),
-    case("own limit", *THREE_FAILURES, policy=Policy(after={F: 4})),
+    case("edit between two tests", command("t"), ok("w", "1", "changes", tool="patch"),
+         command("t"), ok("v", "2", "changes", tool="patch"), command("t")),
+    case("look between two tests", command("t"), ok("w", "1"), command("t"), ok("v", "2"), command("t"),
+         expected=Escalate(0, F, (command("t"),) * 3)),
+    case("different commands of a kind", *(failed(str(n), "1 failed", tool="terminal", command=True) for n in range(9))),
+    case("found its way after three failures", *THREE_FAILURES, ACCEPTED, ok("d")),
+    case("one of a batch is the third", failed("a"), failed("b"), ACCEPTED, failed("c"), ok("d", "1"), ok("e", "2"),
+         expected=Escalate(0, F, THREE_FAILURES)),
+    Case("failed in the task before", (START, *THREE_FAILURES[:2], START, failed("c")), Stay()),
+    case("one attempt allowed", failed("a"), policy=replace(RULES, max_local_attempts=1), expected=Escalate(0, F, (failed("a"),))),
+    case("own limit", *THREE_FAILURES, policy=replace(RULES, after={F: 4})),
     case("not asked for", *THREE_FAILURES, policy=Policy(trigger_on=(INVALID,))),
-    case("disabled", *THREE_FAILURES, ASKED, policy=Policy(enabled=False)),
+    case("disabled", *THREE_FAILURES, ASKED, policy=replace(RULES, enabled=False)),
     case("final garbage", invalid(ends_turn=True), expected=Escalate(0, INVALID, (invalid(ends_turn=True),))),
     case("one empty reply", invalid()),
     case("three empty replies", *[invalid()] * 3, expected=Escalate(0, INVALID, (invalid(),) * 3)),
-    case("three with good ones between", *(invalid(), ACCEPTED) * 3, expected=Escalate(0, INVALID, (invalid(),) * 3)),
-    case("before Hermes gives up", *[invalid()] * 3, policy=Policy(max_local_attempts=9),
+    case("three with good ones between", *(ACCEPTED, invalid()) * 3, expected=Escalate(0, INVALID, (invalid(),) * 3)),
+    case("good again after three", *(invalid(), ACCEPTED) * 3),
+    case("before Hermes gives up", *[invalid()] * 3, policy=replace(RULES, max_local_attempts=9),
          expected=Escalate(0, INVALID, (invalid(),) * 3)),
-    case("patience with good ones between", *(invalid(), ACCEPTED) * 3, policy=Policy(max_local_attempts=9)),
-    case("same result three times", *[ok("a")] * 3, expected=Escalate(0, PROGRESS, (ok("a"),) * 3)),
+    case("patience with good ones between", *(invalid(), ACCEPTED) * 3, policy=replace(RULES, max_local_attempts=9)),
+    case("same result again three times", *[ok("a")] * 4, expected=Escalate(0, PROGRESS, (ok("a"),) * 4)),
+    case("same result again twice", *[ok("a")] * 3),
+    case("poll that has to wait", *[ok("a", "running", "polls")] * 9),
     case("new result each time", *(ok("a", str(n)) for n in range(9))),
     case("something new between", ok("a"), ok("b"), ok("a"), ok("c"), ok("a"), ok("d"), ok("a")),
-    case("cycle of two", *(ok("a"), ok("b")) * 2, ok("a"), expected=Escalate(0, PROGRESS, (ok("a"),) * 3)),
-    case("unchanged says the same", ok("a", "1"), ok("a", UNCHANGED), ok("a", UNCHANGED),
-         expected=Escalate(0, PROGRESS, (ok("a", "1"), ok("a", UNCHANGED), ok("a", UNCHANGED)))),
-    case("own limit of progress", *[ok("a")] * 3, policy=Policy(after={PROGRESS: 4})),
+    case("cycle of two", *(ok("a"), ok("b")) * 3, ok("a"), expected=Escalate(0, PROGRESS, (ok("a"),) * 4)),
+    case("out of the cycle", *(ok("a"), ok("b")) * 3, ok("a"), ok("c")),
+    case("unchanged says the same", ok("a", "1"), *[ok("a", UNCHANGED)] * 3,
+         expected=Escalate(0, PROGRESS, (ok("a", "1"), *[ok("a", UNCHANGED)] * 3))),
+    case("own limit of progress", *[ok("a")] * 4, policy=replace(RULES, after={PROGRESS: 4})),
+    case("announced and not done", said("announces"), expected=Escalate(0, SILENT, (START, said("announces")))),
+    case("announced, and asked for more", said("announces", "asks")),
+    case("announced beside a call", ReplyAccepted(0.0, signs=("announces",))),
+    Case("told a content that nobody saw", (READ, said("unaided")), Escalate(0, SILENT, (READ, said("unaided")))),
+    Case("told a content that a tool showed", (READ, ok("a"), said()), Stay()),
+    Case("chatted", (START, said("unaided")), Stay()),
+    Case("asked which file", (READ, said("unaided", "asks")), Stay()),
+    Case("done without a change", (WRITE, ok("a"), DONE), Escalate(0, SILENT, (WRITE, DONE))),
+    Case("done with a change", (WRITE, ok("a", "1", "changes"), DONE), Stay()),
+    Case("did not try", (READ, said("cannot", "unaided")), Escalate(0, SILENT, (READ, said("cannot", "unaided")))),
+    case("the model says no to its own answer", said(), SelfChecked(0.0, fulfilled=False),
+         expected=Escalate(0, SILENT, (SelfChecked(0.0, fulfilled=False),))),
+    case("the model stands by its answer", said(), SelfChecked(0.0, fulfilled=True)),
     case("endpoint errors in a row", *[down()] * 3, expected=Escalate(0, ERROR, (down(),) * 3)),
     case("endpoint recovers", down(), down(), ACCEPTED, down()),
     case("endpoint gives up at once", down(ends_turn=True), expected=Escalate(0, ERROR, (down(ends_turn=True),))),
     case("time is over", now=900.0, expected=Escalate(0, TIME, (START,))),
     case("time is not over", now=899.9),
+    case("time is over, and here is the answer", said(), now=900.0),
     case("time begins anew on a tier", up(at=800.0), now=1000.0, tiers=2, expected=Escalate(0, ASK, (), up(at=800.0))),
     case("asked", ASKED, expected=Escalate(0, ASK, (ASKED,))),
     Case("asked while idle", (ASKED, START), Escalate(0, ASK, (ASKED,))),
@@ -149,10 +191,10 @@ CASES = [
     case("auto again", OFF, AUTO, *THREE_FAILURES, expected=Escalate(0, F, THREE_FAILURES)),
     case("held to the end of the task", up(), REPLIED, ok("a"), REPLIED, expected=Escalate(0, ASK, (), up())),
     Case("not held in the next task", (up(), START), Stay()),
-    Case("held for the session", (up(), START), Escalate(0, ASK, (), up()), Policy(hold="session")),
-    case("held for two calls", up(), REPLIED, policy=Policy(hold=2), expected=Escalate(0, ASK, (), up())),
-    case("two calls are over", up(), REPLIED, REPLIED, policy=Policy(hold=2)),
-    case("old evidence is used up", *THREE_FAILURES, up(), REPLIED, failed("d"), policy=Policy(hold=1)),
+    Case("held for the session", (up(), START), Escalate(0, ASK, (), up()), replace(RULES, hold="session")),
+    case("held for two calls", up(), REPLIED, policy=replace(RULES, hold=2), expected=Escalate(0, ASK, (), up())),
+    case("two calls are over", up(), REPLIED, REPLIED, policy=replace(RULES, hold=2)),
+    case("old evidence is used up", *THREE_FAILURES, up(), REPLIED, failed("d"), policy=replace(RULES, hold=1)),
     case("off ends the hold", up(), REPLIED, OFF),
     case("stuck on a tier", up(), *THREE_FAILURES, tiers=2, expected=Escalate(1, F, THREE_FAILURES)),
     case("stuck on the last tier", up(), *THREE_FAILURES, expected=Escalate(0, ASK, (), up())),
@@ -160,7 +202,7 @@ CASES = [
     case("first tier failed", *THREE_FAILURES, EscalationFailed(0.5, 0, "", transient=False), tiers=2,
          expected=Escalate(1, F, THREE_FAILURES)),
     case("only tier failed for good", *THREE_FAILURES, EscalationFailed(0.5, 0, "", transient=False), now=10_000.0,
-         policy=Policy(task_timeout_seconds=1e9)),
+         policy=replace(RULES, task_timeout_seconds=1e9)),
     case("only tier failed for a while", *THREE_FAILURES, EscalationFailed(0.5, 0, "", transient=True)),
     case("while is over", *THREE_FAILURES, EscalationFailed(0.5, 0, "", transient=True), now=0.5 + COOLDOWN_SECONDS,
          expected=Escalate(0, F, THREE_FAILURES)),
@@ -172,9 +214,49 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+MIXED = (failed("a", "x"), failed("b", "y"), failed("c", "z"))
+QUESTION = said("asks")
+UNKNOWN = asked_for("cannot_say")
+WRONG = ok("a", "1", "rejected")
+
+ONLY_RISK = Policy(trigger_on=(RISK,))
+
+
+def risk_case(id_: str, *events: Any, first: Event = START, **more: Any) -> Case:
+    """A case in which nothing but `risk` is asked."""
+    expected = more.pop("evidence", None)
+    return Case(
+        id_,
+        (first, *events),
+        Stay() if expected is None else Escalate(0, RISK, expected),
+        replace(ONLY_RISK, **more),
+    )
+
+
+RISK_CASES = [
+    risk_case("three different failures in a row", *MIXED, evidence=MIXED),
+    risk_case("two failures", *MIXED[:2]),
+    risk_case("two failures alike", *[MIXED[0]] * 2),
+    risk_case("two failures alike, when sensitive", *[MIXED[0]] * 2, sensitivity="high", evidence=(MIXED[0],) * 2),
+    risk_case("three failures, when not sensitive", *MIXED, sensitivity="low"),
+    risk_case("a success in between", *MIXED[:2], ok("d"), MIXED[2]),
+    risk_case(
+        "tests that fail on purpose",
+        *(failed(str(n), None, tool="terminal", command=True, on_purpose=True) for n in range(9)),
+    ),
+    risk_case("a tool says that it is wrong", WRONG, evidence=(WRONG,)),
+    risk_case("wrong, and then something else", WRONG, ACCEPTED, ok("b", "2")),
+    risk_case("asked, not told, and failed", UNKNOWN, MIXED[0], first=QUESTION, evidence=(UNKNOWN, MIXED[0])),
+    risk_case("a new message starts with the local model", UNKNOWN, first=QUESTION),
+    risk_case("not asked", UNKNOWN, MIXED[0], first=said()),
+    risk_case("a new task begins anew", *MIXED, said(), START, failed("d", "v")),
+    risk_case("the answer to a question goes on", *MIXED[:2], QUESTION, START, MIXED[2], evidence=MIXED),
+]
+
+
+@pytest.mark.parametrize("case", [*CASES, *RISK_CASES], ids=lambda case: case.id)
 def test_decision(case: Case) -> None:
-    """The decision, with trigger and evidence, follows from the events alone."""
+    """The decision, with trigger and evidence, follows from the events alone; the points of `risk` are risk.json's."""
     assert decide(case.events, case.policy, tiers=case.tiers, now=case.now) == case.expected
 
 
@@ -203,3 +285,23 @@ def test_ledger_is_bounded_and_keeps_landmarks() -> None:
     assert len(events) <= MAX_EVENTS + 2
     assert events[-1] == ok("a", "99999")
     assert len(ledger._events) <= 2 * MAX_EVENTS  # noqa: SLF001
+
+
+def test_ledger_keeps_the_task_that_a_question_goes_on_with() -> None:
+    """The answer to the model's question belongs to the task before; another message does not, nor one much later."""
+    for reply, message, kept in (
+        (QUESTION, START, (*MIXED[:2], QUESTION)),
+        (said(), START, ()),
+        (QUESTION, replace(START, at=EARLIER_SECONDS + 1), ()),
+    ):
+        ledger = Ledger()
+        ledger.append(first := replace(START, turn_id="first"), *MIXED[:2], reply, ENDED, message)
+        assert ledger.events() == (*([first] if kept else []), *kept, message)
+
+
+def test_ledger_of_many_questions_is_bounded() -> None:
+    """A conversation in which the model always asks takes no more room than a short one."""
+    ledger = Ledger()
+    for _ in range(1000):
+        ledger.append(START, *MIXED, QUESTION, ENDED)
+    assert len(ledger.events()) <= MAX_EARLIER + 1

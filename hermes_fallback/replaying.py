@@ -1,0 +1,182 @@
+"""`hermes escalation replay`: its options, where recordings come from, and what is printed of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from . import config as configuration
+from . import executor, explain, host, replay
+from .config import Config, ConfigError, Policy, Tier
+from .replay import Firing, Format, Outcome
+
+HELP = "say where recorded conversations would have been escalated, why, and what that would have cost"
+
+_GOOD, _FAULTS = 0, 1
+_SINCE = re.compile(r"(\d+)([hdw])")
+_HOURS = {"h": 1, "d": 24, "w": 24 * 7}
+
+
+def set_up(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add = parser.add_argument
+    add("files", nargs="*", type=Path, metavar="FILE", help="JSONL, packed by gzip or not; none: your Hermes sessions")
+    add("--format", choices=("messages", "events"), default="messages", help="what a line of a FILE holds (messages)")
+    add("--since", type=_hours, default=30 * 24, metavar="30d", help="how old sessions may be: 12h, 30d, 8w")
+    add("--sensitivity", choices=("low", "normal", "high"), help="instead of the configured one")
+    add("--config", type=Path, metavar="YAML", help="a file with a model_routing block, instead of Hermes's")
+    add("--tier", metavar="PROVIDER/MODEL", help="whose prices to reckon with, instead of the first configured one")
+    add("--json", action="store_true", help="one object a line, for scripts")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what a replay finds; return the exit status: 1 when something could not be read."""
+    try:
+        policy, tier = _policy(args)
+    except (ConfigError, OSError, yaml.YAMLError) as error:
+        print(f"replay: {error}", file=sys.stderr)
+        return _FAULTS
+    form = cast("Format", args.format)
+    show: Callable[[Outcome], None] = _Lines(form) if args.json else (table := _Table(tier))
+    faults = 0
+    with _progress(silent=args.json) as count:
+        for outcome in _outcomes(args, policy, form):
+            count()
+            if outcome.fault is None:
+                show(outcome)
+            else:
+                faults += 1
+                print(f"replay: {outcome.name}: {outcome.fault}; skipped", file=sys.stderr)
+    if not args.json:
+        table.close()
+    return _FAULTS if faults else _GOOD
+
+
+def _hours(text: str) -> int:
+    match = _SINCE.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"“{text}” is no time; write for example 12h, 30d or 8w")
+    return int(match[1]) * _HOURS[match[2]]
+
+
+def _policy(args: argparse.Namespace) -> tuple[Policy, Tier | None]:
+    """Return the policy to replay by, and the tier whose prices count."""
+    config: Config | None = None
+    if args.config is not None:
+        block = yaml.safe_load(args.config.read_text("utf-8"))
+        inner = block.get("model_routing", block) if isinstance(block, dict) else block
+        config = configuration.parse(inner, source=str(args.config))
+    elif not args.files:
+        block, host_has_chain = host.read_config()
+        config = None if block is None else configuration.parse(block, host_has_chain=host_has_chain)
+    policy = config.policy if config is not None else Policy()
+    if args.sensitivity is not None:
+        policy = replace(policy, sensitivity=args.sensitivity)
+    if args.tier is not None:
+        provider, _, model = args.tier.partition("/")
+        return policy, Tier(provider, model)
+    return policy, next((tier for tier in config.ladder if tier.is_litellm), None) if config is not None else None
+
+
+def _outcomes(args: argparse.Namespace, policy: Policy, form: Format) -> Iterator[Outcome]:
+    if not args.files:
+        for session_id, messages in host.recorded_sessions(hours=args.since):
+            yield replay.of_session(session_id, messages, policy)
+    for path in args.files:
+        try:
+            yield from replay.of_file(path, policy, form=form)
+        except OSError as error:
+            yield Outcome(0, str(path), fault=error.strerror or str(error))
+
+
+class _Lines:
+    """One JSON object a line."""
+
+    def __init__(self, form: Format) -> None:
+        self._form = form
+
+    def __call__(self, outcome: Outcome) -> None:
+        firing = outcome.firing
+        at = None if firing is None else firing.at
+        trigger = None if firing is None else firing.trigger
+        if self._form == "events":
+            print(json.dumps({"id": outcome.name, "fires_at": at, "trigger": trigger}))
+            return
+        shown: dict[str, Any] = {"run": outcome.name, "fired_turn": at, "trigger": trigger}
+        shown["evidence"] = None if firing is None else firing.reason
+        if firing is not None:
+            shown |= {"input_tokens": firing.input_tokens, "output_tokens": firing.output_tokens}
+        print(json.dumps(shown, ensure_ascii=False))
+
+
+class _Table:
+    """A line for each escalation, and the sums below."""
+
+    def __init__(self, tier: Tier | None) -> None:
+        self._tier = tier
+        self._runs = self._input = self._output = 0
+        self._triggers: Counter[str] = Counter()
+
+    def __call__(self, outcome: Outcome) -> None:
+        self._runs += 1
+        firing = outcome.firing
+        if firing is None:
+            return
+        self._triggers[firing.trigger] += 1
+        self._input += firing.input_tokens
+        self._output += firing.output_tokens
+        print(f"{outcome.name}  turn {firing.at}  {firing.trigger}: {firing.reason}{self._cost_of(firing)}")
+
+    def close(self) -> None:
+        """Print the sums."""
+        fired = sum(self._triggers.values())
+        share = f" ({fired / self._runs:.0%})" if self._runs else ""
+        print(f"\n{self._runs:,} conversations, {fired:,} would have been escalated{share}")
+        for trigger, count in self._triggers.most_common():
+            print(f"  {count:>6,}  {trigger}")
+        if self._input:
+            cost = self._price(self._input, self._output)
+            print(f"about {explain.usage(self._input, self._output, cost)}{self._whose()}")
+
+    def _cost_of(self, firing: Firing) -> str:
+        if not firing.input_tokens:
+            return ""
+        cost = self._price(firing.input_tokens, firing.output_tokens)
+        return f" (about {explain.usage(firing.input_tokens, firing.output_tokens, cost)})"
+
+    def _price(self, input_tokens: int, output_tokens: int) -> float | None:
+        tier = self._tier
+        return None if tier is None else executor.price(tier.provider, tier.model, input_tokens, output_tokens)
+
+    def _whose(self) -> str:
+        if self._tier is None:
+            return "; name a model for its price: --tier openai/gpt-5.4"
+        return f" with {self._tier.name}"
+
+
+def _progress(*, silent: bool) -> Any:
+    """Return a context whose value is called once for each conversation; a bar where somebody watches."""
+    if silent or not sys.stderr.isatty():
+        return nullcontext(lambda: None)
+    # Imported here: only this command needs it, and only on a terminal.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress, SpinnerColumn, TextColumn  # noqa: PLC0415
+
+    class Bar(Progress):
+        def __enter__(self) -> Any:
+            super().__enter__()
+            task = self.add_task("", total=None)
+            return lambda: self.advance(task)
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} conversations"))
+    return Bar(*columns, console=Console(stderr=True), transient=True)

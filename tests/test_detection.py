@@ -1,0 +1,259 @@
+"""What the local model does badly without an error: silent failures, weak signs together, and its own check.
+
+The real Hermes between two endpoints; the corpus and the recorded runs are read from ../shared where they are.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hermes_fallback import replay, signs
+from hermes_fallback.config import Policy
+from tests.endpoints import Answer, Script, call, fail, in_order, say
+from tests.test_escalation import ALL_TRIGGERS, endless, rows
+from tests.world import ISSUE_BLOCK, MODEL, World, log_of
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+SELF_CHECK = ALL_TRIGGERS.replace("}}", "}, fallback_policy: {self_check: true}}")
+
+
+def different_errors(_request: dict[str, Any], index: int) -> Answer:
+    """A model that fails in another way each time."""
+    return (
+        call("read_file", path="/nowhere/x"),
+        call("patch", mode="replace", path="a.txt", old_string="zz", new_string="y"),
+        call("terminal", command="no-such-command"),
+    )[index % 3]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the user asks, what the local model does, and the trigger that must fire after so many local calls."""
+
+    id: str
+    message: str
+    local: Script
+    trigger: str | None
+    local_calls: int = 1
+    block: str = ALL_TRIGGERS
+
+
+CASES = [
+    Case("told what nobody read", "Read app.toml and tell me the port.", in_order([say("The port is 8080.")]),
+         "silent_failure"),
+    Case("told what was read", "Read a.txt and tell me the first word.",
+         in_order([call("read_file", path="a.txt"), say("It is alpha.")]), None, 2),
+    Case("asked back", "Read app.toml and tell me the port.", in_order([say("Which folder is it in?")]), None),
+    Case("chatted about a file format", "What is package.json?", in_order([say("It describes a Node.js package.")]), None),
+    Case("announced and not done", "tidy up here", in_order([say("Let me look at the files first.")]), "silent_failure"),
+    Case("announced and done", "tidy up here",
+         in_order([call("terminal", command="echo tidy"), say("All tidy.")]), None, 2),
+    Case("done without a change", "Fix the typo in a.txt",
+         in_order([call("read_file", path="a.txt"), say("I have fixed the typo in a.txt.")]), "silent_failure", 2),
+    Case("done with a change", "Fix the typo in a.txt",
+         in_order([call("write_file", path="a.txt", content="alpha\n"), say("I have fixed the typo.")]), None, 2),
+    Case("changed by a command", "Delete b.txt",
+         in_order([call("terminal", command="touch b.txt; rm b.txt"), say("I have deleted b.txt.")]), None, 2),
+    Case("cannot, and did not try", "Read app.toml and tell me the port.",
+         in_order([say("Unfortunately I cannot access files on your machine.")]), "silent_failure"),
+    Case("three different errors in a row", "do it", different_errors, "risk", 3),
+    Case("not with the triggers of the issue", "do it",
+         lambda request, index: different_errors(request, index) if index < 3 else say("gave up"), None, 4, ISSUE_BLOCK),
+    Case("not so soon when it is not sensitive", "do it",
+         lambda request, index: different_errors(request, index) if index < 3 else say("gave up"), None, 4,
+         ALL_TRIGGERS.replace("}}", "}, fallback_policy: {sensitivity: low}}")),
+    Case("a checker says that it is wrong", "do it",
+         endless(call("terminal", command="echo Your answer is wrong.")), "risk", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_trigger(world: World, case: Case) -> None:
+    """The stronger model takes over where the local one fails without an error, and does not where it only looks so."""
+    world.configure(case.block)
+    (world.folder / "a.txt").write_text("alpha\nbeta\n")
+    world.local.script = case.local
+    result = world.ask(case.message)
+    assert world.paid.refusals == []
+    assert [row["trigger"] for row in rows()] == ([case.trigger] if case.trigger else [])
+    assert len(world.local.requests) == case.local_calls
+    # Hermes adds a word of its own when an edit failed in the turn.
+    assert result["final_response"].startswith("paid answer") == (case.trigger is not None)
+
+
+def test_reason_is_in_plain_words(world: World) -> None:
+    """What weak signs together were is said to the user, and to the stronger model."""
+    world.configure(ALL_TRIGGERS)
+    world.local.script = different_errors
+    world.ask()
+    assert [row["reason"] for row in rows()] == ["signs of trouble together: 3 failed calls"]
+    assert "signs of trouble together: 3 failed calls" in world.paid.requests[0]["messages"][0]["content"]
+
+
+def look_and_answer(request: dict[str, Any], _index: int) -> Answer:
+    """A local model that looks, and answers what it did not see."""
+    if request["messages"][-1]["role"] == "tool":
+        return say("It says gamma.")
+    return call("read_file", path=request["messages"][-1]["content"].split()[-1].rstrip("?"))
+
+
+def questions(world: World) -> list[dict[str, Any]]:
+    """The self-checks that the local endpoint was asked for; Hermes asks things of its own beside the task."""
+    return [asked for asked in world.local.asides if asked["messages"][0]["content"].startswith("You check")]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "escalates"),
+    [
+        (say("No."), True),
+        (say("<think>is no file there?</think>yes"), False),
+        (say("perhaps"), False),
+        (fail(500), False),
+    ],
+    ids=["no", "yes after thinking", "neither", "no answer"],
+)
+def test_self_check(world: World, caplog: pytest.LogCaptureFixture, verdict: Answer, *, escalates: bool) -> None:
+    """With `self_check` the local model is asked once about its answer; a clear no is evidence, all else is not."""
+    world.configure(SELF_CHECK)
+    (file := world.folder / "a.txt").write_text("alpha\nbeta\n")
+    world.local.script = look_and_answer
+    world.local.aside = lambda _request, _index: verdict
+    result = world.ask(f"What is the third word in {file}?")
+    assert result["final_response"] == ("paid answer" if escalates else "It says gamma.")
+    assert [row["trigger"] for row in rows()] == (["silent_failure"] if escalates else [])
+    # One short question, with what the tools showed, and nothing of the prompt, the tools or the history.
+    assert len(questions(world)) == (2 if verdict.status == 500 else 1)  # the client tries an error 500 once more
+    asked = questions(world)[0]
+    assert asked["model"] == MODEL
+    assert asked["max_tokens"] <= 400
+    assert "What is the third word in" in asked["messages"][1]["content"]
+    assert "alpha" in asked["messages"][1]["content"]
+    assert "It says gamma." in asked["messages"][1]["content"]
+    assert bool([line for line in log_of(caplog) if "self_check failed" in line]) == (verdict.status == 500)
+
+
+def test_no_self_check_unless_asked_for(world: World) -> None:
+    """Without `self_check` the local model is asked nothing more."""
+    world.configure(ALL_TRIGGERS)
+    (file := world.folder / "a.txt").write_text("alpha\n")
+    world.local.script = look_and_answer
+    assert world.ask(f"What is the third word in {file}?")["final_response"] == "It says gamma."
+    assert questions(world) == []
+
+
+WANTS = {
+    "read the config.toml and tell me the port": ("wants_content",),
+    "what does src/main.py do?": ("wants_content",),
+    "is foo in ./src/a.py": ("wants_content",),
+    "list the files in /var/log/nginx": ("wants_content",),
+    "which version is in `package.json`": ("wants_content",),
+    "rename foo.txt to bar.txt": ("wants_change",),
+    "create notes.txt with hello": ("wants_change",),
+    "what is Node.js?": (),
+    "what is package.json?": (),
+    "How do I list the scripts in package.json?": (),
+    "compare 3.11 with 3.12": (),
+    "visit https://example.com/a/b.html": (),
+    "write a poem about autumn": (),
+    "Fix this:\n```\nopen('a.py')\n```": (),
+    "I don't know, and I can't look": ("cannot_say",),
+    "it can't find the module": (),
+}
+
+
+@pytest.mark.parametrize(("message", "expected"), WANTS.items())
+def test_signs_of_a_message(message: str, expected: tuple[str, ...]) -> None:
+    """A content or a change of a file is asked for only where a file is named and something is to be done with it."""
+    assert signs.of_message(message) == expected
+
+
+ANSWERS = {
+    "Let me check the file config.yaml.": ("announces",),
+    "I'll read the config now:": ("announces",),
+    "The port is 8080. Let me read app.toml to be sure.": ("announces",),
+    "Now let me look at the tests\n\n```": ("announces",),
+    "Once I have your order number, I'll check it.": (),
+    "Let me know if you need anything.": ("asks",),
+    "I'll help you with that. Please provide the path.": ("asks",),
+    "Here is the summary. I'll be here if you need me.": (),
+    "I have updated config.toml.": ("claims_done",),
+    "The file has been created.": ("claims_done",),
+    "The file was created in 2019.": (),
+    "Unfortunately there is no such file.": ("cannot",),
+}
+
+
+@pytest.mark.parametrize(("answer", "expected"), ANSWERS.items())
+def test_signs_of_an_answer(answer: str, expected: tuple[str, ...]) -> None:
+    """An answer announces, asks or claims only where it says so itself."""
+    assert signs.of_reply(answer, ends_turn=True, unaided=False) == expected
+
+
+RESULTS: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
+    ("propose", {"solution": "1"}, "Your answer is wrong.", ("rejected",)),
+    ("grade", {}, "Incorrect.", ("rejected",)),
+    ("web_search", {"query": "x"}, "What is wrong with this picture? " * 20, ()),
+    ("web_search", {"query": "x"}, "An invalid password was entered.", ()),
+    ("search", {"query": "x"}, "[]", ("empty",)),
+    ("terminal", {"command": "ls"}, '{"output": "", "exit_code": 0}', ("empty",)),
+    ("terminal", {"command": "mkdir a"}, '{"output": "", "exit_code": 0}', ("changes",)),
+    ("terminal", {"command": "sed -i s/a/b/ x"}, '{"output": "", "exit_code": 0}', ("changes",)),
+    ("terminal", {"command": "grep a x > /dev/null"}, '{"output": "", "exit_code": 0}', ("empty",)),
+    ("terminal", {"command": "echo a > x"}, '{"output": "", "exit_code": 0}', ("changes",)),
+    ("terminal", {"command": "test 3 -gt 2 && echo yes"}, '{"output": "yes", "exit_code": 0}', ()),
+    ("write_file", {"path": "a"}, '{"bytes_written": 1}', ("changes",)),
+    ("process", {"action": "poll", "session_id": "1"}, "running", ("polls",)),
+]
+
+
+@pytest.mark.parametrize(("tool", "arguments", "result", "expected"), RESULTS)
+def test_signs_of_a_result(tool: str, arguments: dict[str, Any], result: str, expected: tuple[str, ...]) -> None:
+    """A result says no, nothing, or that something was changed, in so many words."""
+    assert signs.of_result(tool, arguments, result) == expected
+
+
+@pytest.mark.skipif(
+    not DATA.exists(), reason="the corpus of stuck scenarios (../shared/data) is not part of this project"
+)
+def test_corpus() -> None:
+    """Every clear loop is found, and nothing that is clearly fine or only looks like a loop, at default settings."""
+    lines = (DATA / "stuck_corpus.jsonl").read_text("utf-8").splitlines()
+    right: Counter[tuple[str, bool]] = Counter()
+    for record in map(json.loads, lines):
+        firing = replay.of_events(record["events"], Policy(), judge_from=record.get("eval_from", 0))
+        if not record["contested"]:
+            right[record["tier"], (firing is not None) == (record["expected"] == "stuck")] += 1
+    assert {tier: right[tier, False] for tier in ("clear_stuck", "clear_ok", "hard_negative", "text")} == {
+        "clear_stuck": 0, "clear_ok": 0, "hard_negative": 0, "text": 0,
+    }  # fmt: skip
+    assert right["clear_stuck", True] >= 10
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the recorded runs (../shared/data) are not part of this project")
+def test_labels_are_not_looked_at(tmp_path: Path) -> None:
+    """A run is judged by its messages alone: without label, model, task, cost and the scorer's own flags it is the same."""
+    kept = {"role", "content", "tool_calls", "tool_call_id", "name", "error", "sha", "len", "t", "requestor"}
+    whole, bare = tmp_path / "mint.jsonl", tmp_path / "bare" / "mint.jsonl"
+    bare.parent.mkdir()
+    with gzip.open(DATA / "trajectories" / "mint.jsonl.gz", "rt") as file:
+        lines = [line for _, line in zip(range(200), file, strict=False)]
+    whole.write_text("".join(lines))
+    stripped = (
+        {
+            "messages": [
+                {key: message[key] for key in message if key in kept} for message in json.loads(line)["messages"]
+            ]
+        }
+        for line in lines
+    )
+    bare.write_text("".join(json.dumps(record) + "\n" for record in stripped))
+    found = [list(replay.of_file(path, Policy(), form="messages")) for path in (whole, bare)]
+    assert found[0] == found[1]
+    assert sum(outcome.firing is not None for outcome in found[0]) > 50
