@@ -56,11 +56,15 @@ class Primary:
         The provider's name decides only between a local server and a hosted one: Hermes calls an Ollama, llama.cpp or
         vLLM endpoint `custom` (0.19 hermes_cli/auth.py, aliases).
         """
-        if _model_name(self.model) != _model_name(model):
+        if not self.is_named(model):
             return False
         if self.base_url is not None:
             return _plain_url(self.base_url) == _plain_url(base_url)
         return self.provider is None or _provider_name(self.provider) == _provider_name(provider)
+
+    def is_named(self, model: str) -> bool:
+        """Tell whether a model has this one's name."""
+        return _model_name(self.model) == _model_name(model)
 
 
 @dataclass(frozen=True, slots=True)

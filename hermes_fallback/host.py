@@ -97,8 +97,18 @@ def hermes_home() -> Path:
     return Path(get_hermes_home())
 
 
-def recorded_sessions(*, hours: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Return the ids and messages of Hermes's sessions that began in the last so many hours, newest first.
+@dataclass(frozen=True, slots=True)
+class RecordedSession:
+    """A session as Hermes recorded it; `prompt_tokens` is what its calls took on the mean, None where unknown."""
+
+    id: str
+    model: str
+    messages: list[dict[str, Any]]
+    prompt_tokens: int | None
+
+
+def recorded_sessions(*, hours: int) -> Iterator[RecordedSession]:
+    """Return Hermes's sessions that began in the last so many hours, newest first.
 
     Sub-agents' sessions are among them; a conversation that was compressed is two sessions to Hermes, and so to us.
     """
@@ -112,8 +122,16 @@ def recorded_sessions(*, hours: int) -> Iterator[tuple[str, list[dict[str, Any]]
         since = time.time() - 3600 * hours
         sessions = database.list_sessions_rich(limit=-1, include_children=True, project_compression_tips=False)
         for session in sessions:
-            if float(session["started_at"]) >= since:
-                yield str(session["id"]), [_recorded(row) for row in database.get_messages(session["id"])]
+            if float(session["started_at"]) < since:
+                continue
+            calls = session.get("api_call_count") or 0
+            read = sum(session.get(key) or 0 for key in ("input_tokens", "cache_read_tokens", "cache_write_tokens"))
+            yield RecordedSession(
+                str(session["id"]),
+                str(session.get("model") or ""),
+                [_recorded(row) for row in database.get_messages(session["id"])],
+                read // calls if calls and read else None,
+            )
     finally:
         database.close()
 

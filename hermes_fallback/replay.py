@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from . import explain, fingerprint, handoff, host, signs
 from .config import Policy
-from .events import Event, ReplyAccepted, ReplyInvalid, TriggerName, TurnEnded, TurnStarted
+from .events import Escalated, Event, ReplyAccepted, ReplyInvalid, TriggerName, TurnEnded, TurnStarted
 from .ledger import Ledger
 from .policy import Escalate, decide
 from .replies import Call, LocalReply, Tools, inspect, without_thinking
@@ -60,16 +60,35 @@ class Outcome:
     fault: str | None = None
 
 
-def of_messages(messages: Sequence[Mapping[str, Any]], policy: Policy, *, tools: Sequence[str] = ()) -> Firing | None:
-    """Return where a conversation would first have been escalated; `tools` are the names of those that were offered."""
+def of_messages(
+    messages: Sequence[Mapping[str, Any]],
+    policy: Policy,
+    *,
+    tools: Sequence[str] = (),
+    prompt_tokens: int | None = None,
+) -> Iterator[Firing]:
+    """Return where the tasks of a conversation would have been escalated, each at most once.
+
+    `tools` are the names of those that were offered; `prompt_tokens` is what a call took on the mean, where that was
+    recorded: else the length of the messages stands for it, which leaves out the system prompt and the tools.
+    """
     recording = Recording(tools)
+    taken_over = False
     for turn, exchange in enumerate(exchanges(messages), start=1):
+        # The stronger model keeps the task to its end; the next one begins on the local model.
+        taken_over = taken_over and not exchange.said
+        if taken_over:
+            continue
         for events in recording.events_of(exchange):
             escalation = recording.judge(events, policy)
-            if escalation is not None:
-                rest = _rest(messages, exchange.at)
-                return Firing(turn, escalation.trigger, _reason(escalation), *rest)
-    return None
+            if escalation is None:
+                continue
+            tokens_in, tokens_out, calls = _rest(messages, exchange.at)
+            tokens_in = tokens_in if prompt_tokens is None else prompt_tokens * calls
+            yield Firing(turn, escalation.trigger, _reason(escalation), tokens_in, tokens_out)
+            recording.take_over(escalation)
+            taken_over = True
+            break
 
 
 def of_events(events: Sequence[Mapping[str, Any]], policy: Policy, *, judge_from: int = 0) -> Firing | None:
@@ -126,6 +145,11 @@ class Recording:
         self.ledger.append(*events)
         decision = decide(self.ledger.events(), policy, tiers=1, now=self._now)
         return decision if isinstance(decision, Escalate) else None
+
+    def take_over(self, escalation: Escalate) -> None:
+        """Let a stronger model have the task: what led to it is used up."""
+        taken = Escalated(self._now, escalation.tier, "", escalation.trigger, escalation.evidence, 0)
+        self.ledger.append(taken)
 
     def events_of(self, exchange: Exchange) -> Iterator[list[Event]]:
         """Return a turn's events: those of its reply first, then, if it goes on, those of its results."""
@@ -191,30 +215,27 @@ def of_file(path: Path, policy: Policy, *, form: Format) -> Iterator[Outcome]:
         yield from pool.imap(play, chain(first, read), chunksize=50)
 
 
-def of_session(name: str, messages: Sequence[Mapping[str, Any]], policy: Policy) -> Outcome:
-    """Return what becomes of a conversation that was not read from a file."""
-    return Outcome(0, name, of_messages(messages, policy))
-
-
 def _outcome(numbered: tuple[int, str], *, stem: str, policy: Policy, form: Format, tools: Sequence[str]) -> Outcome:
     number, line = numbered
     name = f"{stem}:{number}"
     try:
         record = json.loads(line)
     except ValueError as error:
-        return Outcome(number, name, fault=f"not JSON: {error}")
+        return Outcome(number, name, fault=f"line {number + 1}: not JSON: {error}")
     key = "messages" if form == "messages" else "events"
     steps = record.get(key) if isinstance(record, dict) else None
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        return Outcome(number, name, fault=f"no list of objects under `{key}`; give the file's form with --format")
+        fault = f"line {number + 1}: no list of objects under `{key}`; give the file's form with --format"
+        return Outcome(number, name, fault=fault)
     try:
         if form == "messages":
-            return Outcome(number, name, of_messages(steps, policy, tools=tools))
+            return Outcome(number, name, next(of_messages(steps, policy, tools=tools), None))
         judge_from = record.get("eval_from") or 0
         return Outcome(number, str(record.get("id", name)), of_events(steps, policy, judge_from=judge_from))
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         # Records are others' files: whatever they hold, the next line is read.
-        return Outcome(number, name, fault=f"not in the form `{form}`: {type(error).__name__}: {error}")
+        fault = f"line {number + 1}: not in the form `{form}`: {type(error).__name__}: {error}"
+        return Outcome(number, name, fault=fault)
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -275,8 +296,8 @@ def _known_fingerprint(result: Mapping[str, Any], text: str) -> str | None:
     return None if whole is None else f"sha:{whole}"
 
 
-def _rest(messages: Sequence[Mapping[str, Any]], at: int) -> tuple[int, int]:
-    """Return about how many tokens the calls from the turn after message `at` on would have taken, in and out."""
+def _rest(messages: Sequence[Mapping[str, Any]], at: int) -> tuple[int, int, int]:
+    """Return about how many tokens the calls for the rest of the task after message `at` take, in, out, and calls."""
     length = sum(_length(message) for message in messages[: at + 1])
     tokens_in = tokens_out = calls = 0
     for message in messages[at + 1 :]:
@@ -288,8 +309,8 @@ def _rest(messages: Sequence[Mapping[str, Any]], at: int) -> tuple[int, int]:
             calls += 1
         length += _length(message)
     if not calls:
-        return length // _CHARS_A_TOKEN, _length(messages[at]) // _CHARS_A_TOKEN
-    return tokens_in, tokens_out
+        return length // _CHARS_A_TOKEN, _length(messages[at]) // _CHARS_A_TOKEN, 1
+    return tokens_in, tokens_out, calls
 
 
 def _length(message: Mapping[str, Any]) -> int:

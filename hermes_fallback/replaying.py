@@ -17,7 +17,7 @@ import yaml
 
 from . import config as configuration
 from . import executor, explain, host, replay
-from .config import Config, ConfigError, Policy, Tier
+from .config import Config, ConfigError, Policy, Primary, Tier
 from .replay import Firing, Format, Outcome
 
 HELP = "say where recorded conversations would have been escalated, why, and what that would have cost"
@@ -42,15 +42,15 @@ def set_up(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what a replay finds; return the exit status: 1 when something could not be read."""
     try:
-        policy, tier = _policy(args)
+        policy, tier, primary = _configured(args)
     except (ConfigError, OSError, yaml.YAMLError) as error:
         print(f"replay: {error}", file=sys.stderr)
         return _FAULTS
     form = cast("Format", args.format)
     show: Callable[[Outcome], None] = _Lines(form) if args.json else (table := _Table(tier))
     faults = 0
-    with _progress(silent=args.json) as count:
-        for outcome in _outcomes(args, policy, form):
+    with _progress(silent=args.json and sys.stdout.isatty()) as count:
+        for outcome in _outcomes(args, policy, form, primary):
             count()
             if outcome.fault is None:
                 show(outcome)
@@ -69,8 +69,8 @@ def _hours(text: str) -> int:
     return int(match[1]) * _HOURS[match[2]]
 
 
-def _policy(args: argparse.Namespace) -> tuple[Policy, Tier | None]:
-    """Return the policy to replay by, and the tier whose prices count."""
+def _configured(args: argparse.Namespace) -> tuple[Policy, Tier | None, Primary | None]:
+    """Return the policy to replay by, the tier whose prices count, and the model whose sessions do."""
     config: Config | None = None
     if args.config is not None:
         block = yaml.safe_load(args.config.read_text("utf-8"))
@@ -84,14 +84,23 @@ def _policy(args: argparse.Namespace) -> tuple[Policy, Tier | None]:
         policy = replace(policy, sensitivity=args.sensitivity)
     if args.tier is not None:
         provider, _, model = args.tier.partition("/")
-        return policy, Tier(provider, model)
-    return policy, next((tier for tier in config.ladder if tier.is_litellm), None) if config is not None else None
+        return policy, Tier(provider, model), config.primary if config is not None else None
+    if config is None:
+        return policy, None, None
+    return policy, next((tier for tier in config.ladder if tier.is_litellm), None), config.primary
 
 
-def _outcomes(args: argparse.Namespace, policy: Policy, form: Format) -> Iterator[Outcome]:
+def _outcomes(args: argparse.Namespace, policy: Policy, form: Format, primary: Primary | None) -> Iterator[Outcome]:
     if not args.files:
-        for session_id, messages in host.recorded_sessions(hours=args.since):
-            yield replay.of_session(session_id, messages, policy)
+        for session in host.recorded_sessions(hours=args.since):
+            # What another model did says nothing of this one.
+            if primary is not None and not primary.is_named(session.model):
+                continue
+            firings = replay.of_messages(session.messages, policy, prompt_tokens=session.prompt_tokens)
+            first = next(firings, None)
+            yield Outcome(0, session.id, first)
+            # Each task of a session may be escalated for itself.
+            yield from (Outcome(0, session.id, firing) for firing in firings)
     for path in args.files:
         try:
             yield from replay.of_file(path, policy, form=form)
@@ -124,14 +133,17 @@ class _Table:
 
     def __init__(self, tier: Tier | None) -> None:
         self._tier = tier
-        self._runs = self._input = self._output = 0
+        self._input = self._output = 0
+        self._names: set[str] = set()
+        self._escalated: set[str] = set()
         self._triggers: Counter[str] = Counter()
 
     def __call__(self, outcome: Outcome) -> None:
-        self._runs += 1
+        self._names.add(outcome.name)
         firing = outcome.firing
         if firing is None:
             return
+        self._escalated.add(outcome.name)
         self._triggers[firing.trigger] += 1
         self._input += firing.input_tokens
         self._output += firing.output_tokens
@@ -139,9 +151,10 @@ class _Table:
 
     def close(self) -> None:
         """Print the sums."""
-        fired = sum(self._triggers.values())
-        share = f" ({fired / self._runs:.0%})" if self._runs else ""
-        print(f"\n{self._runs:,} conversations, {fired:,} would have been escalated{share}")
+        runs, fired = len(self._names), len(self._escalated)
+        share = f" ({fired / runs:.0%})" if runs else ""
+        noun = "conversation" if runs == 1 else "conversations"
+        print(f"\n{runs:,} {noun}, {fired:,} would have been escalated{share}")
         for trigger, count in self._triggers.most_common():
             print(f"  {count:>6,}  {trigger}")
         if self._input:

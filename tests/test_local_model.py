@@ -65,6 +65,6 @@ def test_answer_without_looking() -> None:
         reply = client.chat.completions.create(
             model="any", messages=[request], tools=tools, temperature=0.0, max_tokens=150
         )
-    firing = replay.of_messages([request, reply.choices[0].message.model_dump()], Policy(), tools=["read_file"])
-    assert firing is not None
+    said = reply.choices[0].message.model_dump()
+    (firing,) = replay.of_messages([request, said], Policy(), tools=["read_file"])
     assert (firing.trigger, firing.reason) == ("silent_failure", "the local model answered without looking")

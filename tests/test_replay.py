@@ -99,7 +99,7 @@ def test_broken_lines_are_named_and_skipped(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert [json.loads(line)["run"] for line in done.stdout.splitlines()] == ["runs:0", "runs:6"]
     told = done.stderr.splitlines()
-    assert [line.split(":")[2] for line in told] == ["1", "2", "3", "4", "5"]
+    assert [line.split(": ")[2] for line in told] == [f"line {number}" for number in range(2, 7)]
     assert all(line.endswith("skipped") for line in told)
     assert "not JSON" in told[0]
     assert "no list of objects under `messages`; give the file's form with --format" in told[1]
@@ -159,16 +159,22 @@ def test_hermes_own_notices_do_not_make_a_result_new() -> None:
     """What Hermes writes below a repeated result in its history is not part of the result."""
     notice = "\n\n[Tool loop warning: idempotent_no_progress_warning; count={}; read_file returned the same result.]"
     turns = [(made(n, "read_file", path="a"), gave(n, "x = 1" + (notice.format(n) if n else ""))) for n in range(4)]
-    firing = replay.of_messages([USER, *(message for turn in turns for message in turn)], Policy())
-    assert firing is not None
+    (firing,) = replay.of_messages([USER, *(message for turn in turns for message in turn)], Policy())
     assert (firing.at, firing.trigger) == (4, "no_progress")
+
+
+def test_each_task_is_escalated_for_itself() -> None:
+    """The stronger model keeps a task to its end, and the next message begins on the local model again."""
+    firings = list(replay.of_messages([*failing(5), *failing(2), *failing(4)], Policy()))
+    assert [firing.at for firing in firings] == [3, 12]
 
 
 def test_sessions_of_hermes(tmp_path: Path) -> None:
     """`hermes escalation replay` judges what the user's own Hermes did, by the configuration that is in force now."""
     home = tmp_path / "home"
     home.mkdir()
-    with Endpoint(in_order([missing({}, 0), missing({}, 1), missing({}, 2), say("nowhere")])) as local:
+    lost = [missing({}, 0), missing({}, 1), missing({}, 2), say("nowhere", usage=(5000, 20))]
+    with Endpoint(in_order(lost)) as local:
         # Without a block: the local model fails alone.
         (home / "config.yaml").write_text(config_text(local.url, ""))
         assert "nowhere" in hermes(home, "chat", "-q", "read it").stdout
@@ -177,11 +183,17 @@ def test_sessions_of_hermes(tmp_path: Path) -> None:
         assert "hi" in hermes(home, "chat", "-q", "greet me").stdout
     done = hermes(home, "escalation", "replay")
     assert done.returncode == 0, done.stderr
-    assert "turn 3  repeated_tool_failure: read_file failed 3 times: file not found (about " in done.stdout
+    # A call of that session took (3 × 100 + 5000) / 4 tokens on the mean, by what Hermes recorded.
+    assert (
+        "turn 3  repeated_tool_failure: read_file failed 3 times: file not found (about 1,325 tokens in" in done.stdout
+    )
     assert "2 conversations, 1 would have been escalated (50%)" in done.stdout
     assert " with openai/gpt-5.4" in done.stdout
     rows = [json.loads(line) for line in hermes(home, "escalation", "replay", "--json").stdout.splitlines()]
     assert sorted(row["fired_turn"] or 0 for row in rows) == [0, 3]
+    other = ISSUE_BLOCK.replace("model: qwen3.6:9b", "model: llama4")
+    (home / "config.yaml").write_text(config_text(local.url, other))
+    assert "0 conversations" in hermes(home, "escalation", "replay").stdout
     assert "0 conversations" in hermes(home, "escalation", "replay", "--since", "0h").stdout
 
 
