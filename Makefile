@@ -13,8 +13,11 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/python demo/run.py
 
+# Two files at once, for most of a test is waiting; each process has a Hermes home of its own (tests/world.py).
+PYTEST := -m pytest -n 2 --dist loadfile
+
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -39,10 +42,10 @@ HOST_TESTS := tests/test_detection.py tests/test_escalation.py tests/test_gatewa
 	touch $@
 
 test-hermes-%: .cache/hermes-%/.ready
-	.cache/hermes-$*/bin/python -m pytest --junitxml=.cache/hermes-$*.xml -o cache_dir=.cache/pytest-$* $(HOST_TESTS)
+	.cache/hermes-$*/bin/python $(PYTEST) --junitxml=.cache/hermes-$*.xml -o cache_dir=.cache/pytest-$* $(HOST_TESTS)
 
 test-hermes-matrix: $(READY) $(MATRIX:%=test-hermes-%)
-	$(BIN)/python -m pytest --junitxml=.cache/hermes-0.19.0.xml $(HOST_TESTS)
+	$(BIN)/python $(PYTEST) --junitxml=.cache/hermes-0.19.0.xml $(HOST_TESTS)
 	$(BIN)/python tests/compatibility.py docs/compatibility.md $(MATRIX:%=.cache/hermes-%.xml) .cache/hermes-0.19.0.xml
 
 # Not a test: what it measures depends on the machine.
