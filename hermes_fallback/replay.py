@@ -202,7 +202,7 @@ def of_file(path: Path, policy: Policy, *, form: Format) -> Iterator[Outcome]:
     """Return what becomes of each line of a file, in their order; long files are divided among the processors.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError, EOFError, zlib.error: the file cannot be read, or not to its end.
     """
     tools = tools_named_in(path) if form == "messages" else ()
     play = partial(_outcome, stem=path.name.partition(".")[0], policy=policy, form=form, tools=tools)
@@ -242,7 +242,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Return the lines of a file, packed by gzip or not, with their numbers from 0; blank ones are left out.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError, EOFError, zlib.error: the file cannot be read, or not to its end.
     """
     open_it = gzip.open if path.suffix == ".gz" else open
     with open_it(path, "rt", encoding="utf-8", errors="replace") as file:

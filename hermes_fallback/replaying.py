@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -35,7 +36,12 @@ def set_up(parser: argparse.ArgumentParser) -> None:
     add("--since", type=_hours, default=30 * 24, metavar="30d", help="how old sessions may be: 12h, 30d, 8w")
     add("--sensitivity", choices=("low", "normal", "high"), help="instead of the configured one")
     add("--config", type=Path, metavar="YAML", help="a file with a model_routing block, instead of Hermes's")
-    add("--tier", metavar="PROVIDER/MODEL", help="whose prices to reckon with, instead of the first configured one")
+    add(
+        "--tier",
+        type=_tier,
+        metavar="PROVIDER/MODEL",
+        help="whose prices to reckon with, instead of the first configured one",
+    )
     add("--json", action="store_true", help="one object a line, for scripts")
 
 
@@ -45,6 +51,10 @@ def run(args: argparse.Namespace) -> int:
         policy, tier, primary = _configured(args)
     except (ConfigError, OSError, yaml.YAMLError) as error:
         print(f"replay: {error}", file=sys.stderr)
+        return _FAULTS
+    except ModuleNotFoundError as error:
+        message = f"no FILE is given, and your Hermes sessions cannot be read here ({error}); use Hermes's own Python"
+        print(f"replay: {message}", file=sys.stderr)
         return _FAULTS
     form = cast("Format", args.format)
     show: Callable[[Outcome], None] = _Lines(form) if args.json else (table := _Table(tier))
@@ -69,6 +79,13 @@ def _hours(text: str) -> int:
     return int(match[1]) * _HOURS[match[2]]
 
 
+def _tier(text: str) -> Tier:
+    provider, _, model = text.partition("/")
+    if not model:
+        raise argparse.ArgumentTypeError(f"“{text}” names no model; write for example openai/gpt-5.4")
+    return Tier(provider, model)
+
+
 def _configured(args: argparse.Namespace) -> tuple[Policy, Tier | None, Primary | None]:
     """Return the policy to replay by, the tier whose prices count, and the model whose sessions do."""
     config: Config | None = None
@@ -82,12 +99,10 @@ def _configured(args: argparse.Namespace) -> tuple[Policy, Tier | None, Primary 
     policy = config.policy if config is not None else Policy()
     if args.sensitivity is not None:
         policy = replace(policy, sensitivity=args.sensitivity)
-    if args.tier is not None:
-        provider, _, model = args.tier.partition("/")
-        return policy, Tier(provider, model), config.primary if config is not None else None
     if config is None:
-        return policy, None, None
-    return policy, next((tier for tier in config.ladder if tier.is_litellm), None), config.primary
+        return policy, args.tier, None
+    priced = next((tier for tier in config.ladder if tier.is_litellm), None)
+    return policy, args.tier or priced, config.primary
 
 
 def _outcomes(args: argparse.Namespace, policy: Policy, form: Format, primary: Primary | None) -> Iterator[Outcome]:
@@ -104,8 +119,8 @@ def _outcomes(args: argparse.Namespace, policy: Policy, form: Format, primary: P
     for path in args.files:
         try:
             yield from replay.of_file(path, policy, form=form)
-        except OSError as error:
-            yield Outcome(0, str(path), fault=error.strerror or str(error))
+        except (OSError, EOFError, zlib.error) as error:
+            yield Outcome(0, str(path), fault=getattr(error, "strerror", None) or str(error))
 
 
 class _Lines:
@@ -125,7 +140,7 @@ class _Lines:
         shown["evidence"] = None if firing is None else firing.reason
         if firing is not None:
             shown |= {"input_tokens": firing.input_tokens, "output_tokens": firing.output_tokens}
-        print(json.dumps(shown, ensure_ascii=False))
+        print(json.dumps(shown))
 
 
 class _Table:

@@ -106,6 +106,12 @@ def test_broken_lines_are_named_and_skipped(tmp_path: Path) -> None:
     missing_file = run(str(tmp_path / "none.jsonl"))
     assert missing_file.returncode == 1
     assert "none.jsonl: No such file or directory" in missing_file.stderr
+    whole = written(tmp_path / "whole.jsonl.gz", *[{"messages": failing(3)}] * 9).read_bytes()
+    (tmp_path / "half.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    half = run(str(tmp_path / "half.jsonl.gz"))
+    assert half.returncode == 1
+    assert "half.jsonl.gz: " in half.stderr
+    assert "Traceback" not in half.stderr
 
 
 def test_words_and_sums(tmp_path: Path) -> None:
@@ -135,6 +141,7 @@ def test_configuration_and_sensitivity(tmp_path: Path) -> None:
     assert "$.model_routing.fallback_policy.max_local_attempts: 0 is less than the minimum of 1" in wrong.stderr
     assert run(str(file), "--sensitivity", "low").returncode == 0
     assert "write for example 12h, 30d or 8w" in run("--since", "yesterday").stderr
+    assert "write for example openai/gpt-5.4" in run(str(file), "--tier", "gpt-5.4").stderr
 
 
 def test_many_lines_are_divided_and_stay_in_order(tmp_path: Path) -> None:
