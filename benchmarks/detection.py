@@ -430,6 +430,11 @@ def _losses(recordings: Recordings, rows: Rows) -> Iterator[str]:
         "over to other chats is not known."
     )
     yield (
+        "- `silent_failure` says next to nothing of these recordings, in which no user names a file: what it finds and "
+        "what it leaves alone is told by tables of examples (tests/test_detection.py) and one real model "
+        "(tests/test_local_model.py), not by numbers."
+    )
+    yield (
         "- Long coding tasks are one pair of ten runs here: too few to say anything. The model was made not to count "
         "failures over a whole task, since strong coders have many."
     )

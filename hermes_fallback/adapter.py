@@ -40,7 +40,8 @@ from .journal import Journal, JournalError
 from .ledger import Ledger, Ledgers
 from .live import Chat, LiveAgent, cli_session_id, find_agent, find_chat
 from .policy import Stay, holding, is_off
-from .replies import inspect, offered
+from .replies import LocalReply, inspect, offered
+from .triggers import OF_ANSWERS
 
 logger = logging.getLogger(__name__)
 
@@ -444,11 +445,20 @@ class Adapter:
                 # Judged before the next call, by what they bring.
                 return response
         decision = task.decide()
-        if fault is None and isinstance(decision, Stay) and turn.config.policy.self_check:
-            self._check_itself(turn, local, reply.text)
-            decision = task.decide()
+        if fault is None:
+            if isinstance(decision, Stay) and self._is_to_check_itself(turn, reply):
+                self._check_itself(turn, local, reply.text)
+                decision = task.decide()
+            if isinstance(decision, Stay) or decision.held is not None or decision.trigger not in OF_ANSWERS:
+                # The answer is there: only what it says itself, or the user, is a reason to have another.
+                return response
         replacement = escalate(decision, task, local.request)
         return response if replacement is None else replacement
+
+    def _is_to_check_itself(self, turn: Turn, reply: LocalReply) -> bool:
+        if not turn.config.policy.self_check or is_off(turn.ledger.events()):
+            return False
+        return bool(reply.text.strip()) and self_check.is_local(turn.base_url)
 
     def _check_itself(self, turn: Turn, local: LocalCall, answer: str) -> None:
         """Ask the local model whether its answer is one; what it cannot say is no evidence."""

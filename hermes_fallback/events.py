@@ -29,8 +29,8 @@ TriggerName = Literal[
     "silent_failure",
     "risk",
 ]
-ResultSign = Literal["rejected", "empty", "polls", "changes"]
-ReplySign = Literal["cannot", "announces", "claims_done", "asks", "unaided"]
+ResultSign = Literal["rejected", "empty", "polls", "changes", "reads"]
+ReplySign = Literal["cannot", "announces", "claims_done", "asks", "offers", "unaided"]
 MessageSign = Literal["cannot_say", "wants_content", "wants_change"]
 Sign = ResultSign | ReplySign | MessageSign
 """What a text says, in a word (`signs.py` reads them); each alone proves nothing."""
@@ -87,6 +87,7 @@ class ToolFailed:
     kind: str | None
     command: bool = False
     on_purpose: bool = False
+    signs: tuple[ResultSign, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

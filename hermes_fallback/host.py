@@ -22,6 +22,9 @@ from .replies import Call, LocalReply, without_thinking
 # A turn that makes only these calls beside its text has given its answer (0.19 agent/conversation_loop.py).
 _HOUSEKEEPING = frozenset({"memory", "todo", "skill_manage", "session_search"})
 
+# How Hermes begins what stands for compressed messages (0.19 agent/context_compressor.py).
+_SUMMARY = ("[CONTEXT COMPACTION", "[CONTEXT SUMMARY]")
+
 _INTERRUPTED = 130
 _OWN_WORDS_CHARS = 400
 
@@ -162,14 +165,16 @@ def tool_event(
     if status not in {"ok", "error"}:
         return None  # blocked by a guard, denied by the user, cancelled: not the model's failure
     if not exit_status:
-        return ToolSucceeded(at, tool, call, whole, signs.of_result(tool, args, result))
+        found = signs.of_result(tool, args, result, command=exit_status is not None)
+        return ToolSucceeded(at, tool, call, whole, found)
     if exit_status == _INTERRUPTED and "[Command interrupted]" in output:
         return None  # the user stopped the turn
     kind = fingerprint.error_kind(output)
     said = fingerprint.error_words(output) or f"exit status {exit_status}"
     # The words at the end are the command's own; those further up may be a test's.
     on_purpose = fingerprint.error_words(output[-_OWN_WORDS_CHARS:]) is None
-    return ToolFailed(at, tool, call, whole, said, kind, command=True, on_purpose=on_purpose)
+    done = signs.of_call(tool, args)
+    return ToolFailed(at, tool, call, whole, said, kind, command=True, on_purpose=on_purpose, signs=done)
 
 
 def _is_unchanged(result: str, error: object) -> bool:
@@ -223,13 +228,22 @@ def local_reply(response: Any, request: Mapping[str, Any]) -> LocalReply:
 
 
 def reply_signs(reply: LocalReply, request: Mapping[str, Any]) -> tuple[ReplySign, ...]:
-    """Return the signs of a reply to the request (`messages`)."""
+    """Return the signs of a reply to the request (`messages`, `tools`)."""
+    return signs.of_reply(without_thinking(reply.text), ends_turn=not reply.calls, unaided=_is_unaided(request))
+
+
+def _is_unaided(request: Mapping[str, Any]) -> bool:
+    """Tell whether the model has tools and has not seen what any of them shows, nor a summary of that."""
     messages = request.get("messages") or ()
-    return signs.of_reply(
-        without_thinking(reply.text),
-        ends_turn=not reply.calls,
-        unaided=not any(message["role"] == "tool" for message in messages),
-    )
+    texts = [handoff.text_of(message.get("content")) for message in messages]
+    if not request.get("tools") or any(message.get("role") == "tool" for message in messages):
+        return False
+    if any(text.startswith(_SUMMARY) for text in texts):
+        return False
+    # Hermes puts AGENTS.md and the like into the system prompt (0.19 agent/prompt_builder.py).
+    asked = next((text for m, text in zip(reversed(messages), reversed(texts), strict=True) if m["role"] == "user"), "")
+    prompt = texts[0] if messages and messages[0].get("role") == "system" else ""
+    return not any(name in prompt for name in signs.files_named(asked))
 
 
 def _arguments(arguments: Any) -> str:

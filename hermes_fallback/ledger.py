@@ -21,7 +21,6 @@ from .events import (
     ToolSucceeded,
     TurnEnded,
     TurnStarted,
-    is_telling,
 )
 
 MAX_EVENTS = 200
@@ -132,12 +131,12 @@ def _carried_over(events: Iterable[Event]) -> list[Event]:
 
 
 def _still_telling(earlier: Sequence[Event]) -> list[Event]:
-    """Return what counts in the next task: all when it answers the model's question, else the user's own words."""
+    """Return what counts in the next task: all when it answers the model's question, else nothing."""
     replies = (event for event in reversed(earlier) if isinstance(event, ReplyAccepted))
     last = next(replies, None)
     if last is not None and "asks" in last.signs:
         return list(earlier)
-    return [event for event in earlier if isinstance(event, TurnStarted) and is_telling(event)]
+    return []
 
 
 def _newest(events: list[Event]) -> list[Event]:

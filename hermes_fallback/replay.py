@@ -154,7 +154,7 @@ class Recording:
     def events_of(self, exchange: Exchange) -> Iterator[list[Event]]:
         """Return a turn's events: those of its reply first, then, if it goes on, those of its results."""
         message = exchange.message
-        self._now = max(self._now, float(message.get("t") or 0.0))
+        self._now = max(self._now, _seconds(message))
         opened = [event for said in exchange.said for event in self.turn_started(handoff.text_of(said.get("content")))]
         calls = [call for call in message.get("tool_calls") or () if call.get("requestor") != "user"]
         named = {str(call.get("id")): _call(call) for call in calls}
@@ -163,7 +163,7 @@ class Recording:
         yield [*opened, *self._reply_events(reply)]
         if not exchange.results:
             return
-        self._now = max(self._now, *(float(result.get("t") or 0.0) for result in exchange.results))
+        self._now = max(self._now, *map(_seconds, exchange.results))
         yield [event for result in exchange.results for event in self._result_events(result, named)]
 
     def turn_started(self, text: str) -> list[Event]:
@@ -174,7 +174,8 @@ class Recording:
         fault = inspect(reply, Tools(self._tools))
         if fault is not None:
             return [ReplyInvalid(self._now, fault.kind, fault.ends_turn)]
-        found = signs.of_reply(without_thinking(reply.text), ends_turn=not reply.calls, unaided=not self._aided)
+        unaided = bool(self._tools) and not self._aided
+        found = signs.of_reply(without_thinking(reply.text), ends_turn=not reply.calls, unaided=unaided)
         return [ReplyAccepted(self._now, not reply.calls, found)]
 
     def _result_events(self, result: Mapping[str, Any], named: Mapping[str, Call]) -> list[Event]:
@@ -183,9 +184,9 @@ class Recording:
         text = fingerprint.without_notice(handoff.text_of(result.get("content")))
         failed = _is_error(result, text)
         printed = _known_fingerprint(result, text)
-        if failed and _SHELL.search(call.tool) and '"exit_code"' not in text:
+        if _SHELL.search(call.tool) and '"exit_code"' not in text:
             # What a shell reports as an error is a command's exit status, as Hermes writes it.
-            text = json.dumps({"output": text, "exit_code": 1, "error": None}, ensure_ascii=False)
+            text = json.dumps({"output": text, "exit_code": int(failed), "error": None}, ensure_ascii=False)
         event = host.tool_event(
             self._now,
             call.tool,
@@ -220,7 +221,7 @@ def _outcome(numbered: tuple[int, str], *, stem: str, policy: Policy, form: Form
     name = f"{stem}:{number}"
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Outcome(number, name, fault=f"line {number + 1}: not JSON: {error}")
     key = "messages" if form == "messages" else "events"
     steps = record.get(key) if isinstance(record, dict) else None
@@ -232,7 +233,7 @@ def _outcome(numbered: tuple[int, str], *, stem: str, policy: Policy, form: Form
             return Outcome(number, name, next(of_messages(steps, policy, tools=tools), None))
         judge_from = record.get("eval_from") or 0
         return Outcome(number, str(record.get("id", name)), of_events(steps, policy, judge_from=judge_from))
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
         # Records are others' files: whatever they hold, the next line is read.
         fault = f"line {number + 1}: not in the form `{form}`: {type(error).__name__}: {error}"
         return Outcome(number, name, fault=fault)
@@ -256,6 +257,11 @@ def tools_named_in(path: Path) -> tuple[str, ...]:
     """
     named = {name for _, line in lines(path) for name in _TOOL_NAME.findall(line)}
     return tuple(sorted(named))
+
+
+def _seconds(message: Mapping[str, Any]) -> float:
+    at = message.get("t")
+    return float(at) if isinstance(at, int | float) else 0.0
 
 
 def _call(call: Mapping[str, Any]) -> Call:
@@ -292,7 +298,8 @@ def _error_of(text: str) -> str | None:
 
 def _known_fingerprint(result: Mapping[str, Any], text: str) -> str | None:
     """Return the recorded hash of a result that was recorded in part."""
-    whole = result.get("sha") if (result.get("len") or 0) > len(text) else None
+    length = result.get("len")
+    whole = result.get("sha") if isinstance(length, int) and length > len(text) else None
     return None if whole is None else f"sha:{whole}"
 
 

@@ -89,16 +89,21 @@ def is_repetition(text: str) -> bool:
     """Tell whether a text ends in the same words over and over, as a model does that cannot stop.
 
     Rules, tables and rows of numbers repeat as well, and so does code: a repeated unit counts only with a word of three
-    letters in it, outside of a code block, and when it comes again without anything in between.
+    letters in it, and inside a code block only when it goes on and on.
     """
-    tail = _after_code(text)[-_TAIL_CHARS:]
-    if len(tail) < _MIN_REPEATED_CHARS or len(zlib.compress(tail.encode("utf-8", "replace"), 1)) > len(tail) * 0.35:
+    return _repeats(text[-_TAIL_CHARS:], text, least=_ENDLESS_CHARS) or _repeats(
+        _after_code(text)[-_TAIL_CHARS:], text, least=_MIN_REPEATED_CHARS
+    )
+
+
+def _repeats(tail: str, text: str, *, least: int) -> bool:
+    if len(tail) < least or len(zlib.compress(tail.encode("utf-8", "replace"), 1)) > len(tail) * 0.35:
         return False
     period, covered = _period_at_end(tail)
     unit = tail[-period:]
-    if period > _MAX_UNIT_CHARS or covered < _MIN_REPEATED_CHARS or covered // period < _MIN_REPEATS:
+    if covered < least or covered // period < _MIN_REPEATS or not _WORD.search(unit):
         return False
-    return bool(_WORD.search(unit))
+    return period <= _MAX_UNIT_CHARS or text.count(unit) >= _MANY
 
 
 def is_tool_call_text(text: str, tools: Tools) -> bool:
@@ -117,7 +122,7 @@ def is_tool_call_text(text: str, tools: Tools) -> bool:
 
 
 def _after_code(text: str) -> str:
-    """Return what stands behind the last code fence, if that is open or closed; nothing when the text ends in code."""
+    """Return what stands behind the last code fence; nothing when the text ends in code."""
     fences = [match.end() for match in _FENCE_MARK.finditer(text)]
     if not fences:
         return text
@@ -127,7 +132,9 @@ def _after_code(text: str) -> str:
 _TAIL_CHARS = 4000
 _MIN_REPEATED_CHARS = 240
 _MIN_REPEATS = 6
-_MAX_UNIT_CHARS = 500  # whole paragraphs that come again are a text with a refrain
+_ENDLESS_CHARS = 2000
+_MAX_UNIT_CHARS = 500  # whole paragraphs that come again are a text with a refrain, unless they come many times
+_MANY = 12
 _MAX_PROSE_CHARS = 240  # "I will now read the file for you:" and the like may stand around the call
 _MAX_OBJECTS = 8
 

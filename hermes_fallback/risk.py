@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from .events import Event, ReplyAccepted, ToolFailed, ToolSucceeded, TurnStarted, is_telling
+from .events import Event, ReplyAccepted, ToolFailed, ToolSucceeded, TurnStarted
 
 COUNTS = (
     "failures_in_a_row",
@@ -26,6 +26,7 @@ COUNTS = (
 """What is counted, in the order of `counts`."""
 
 
+_SHOWN = 20
 _WINDOW = 100
 """How many events count, newest last: about fifty turns. What was before that in a long task is over."""
 
@@ -69,12 +70,17 @@ def counts(events: Sequence[Event]) -> tuple[int, ...]:
                 cannot += "cannot" in event.signs
         elif isinstance(event, ToolSucceeded):
             in_a_row = 0
-            result = (event.call, event.result)
-            same_results += result in results
-            results.add(result)
-            if event.signs:
-                rejected += "rejected" in event.signs
-                empty += "empty" in event.signs
+            signs = event.signs
+            if "changes" in signs:
+                # After a change the same question is a new one.
+                results.clear()
+            elif "empty" in signs:
+                empty += 1
+            else:
+                rejected += "rejected" in signs
+                result = (event.call, event.result)
+                same_results += result in results
+                results.add(result)
         elif isinstance(event, ToolFailed):
             in_a_row += not event.on_purpose
             result = (event.call, event.result)
@@ -91,16 +97,14 @@ def counts(events: Sequence[Event]) -> tuple[int, ...]:
 
 
 def telling(events: Sequence[Event]) -> tuple[Event, ...]:
-    """Return the events that were counted, repeated results included."""
+    """Return the events that were counted: those by which one of the counts grew, since they last began anew."""
     found: list[Event] = []
-    results: set[tuple[str, str]] = set()
-    for event in events:
-        repeated = False
-        if isinstance(event, TurnStarted):
-            results.clear()
-        elif isinstance(event, ToolSucceeded | ToolFailed):
-            repeated = (event.call, event.result) in results
-            results.add((event.call, event.result))
-        if repeated or is_telling(event):
+    before: tuple[int, ...] = counts(())
+    for number, event in enumerate(events, start=1):
+        now = counts(events[:number])
+        if isinstance(event, TurnStarted) and not any(now):
+            found.clear()
+        elif any(new > old for new, old in zip(now, before, strict=True)):
             found.append(event)
-    return tuple(found)
+        before = now
+    return tuple(found[-_SHOWN:])

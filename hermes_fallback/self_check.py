@@ -5,9 +5,11 @@ Pure; `adapter` asks it, at the local endpoint, where it costs nothing and the c
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from . import handoff
 from .config import Tier
@@ -22,7 +24,7 @@ _TIMEOUT_SECONDS = 30.0
 # For one word; a model that thinks first needs room for that.
 _MAX_TOKENS = 400
 
-_VERDICT = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
+_VERDICT = re.compile(r"\A\W*(yes|no)\b|\b(yes|no)\W*\Z", re.IGNORECASE)
 
 
 def tier(model: str, base_url: str, api_key: str | None) -> Tier:
@@ -63,9 +65,18 @@ def question(messages: Sequence[Mapping[str, Any]], answer: str) -> list[dict[st
 
 
 def is_fulfilled(reply: str) -> bool | None:
-    """Return what a reply to the question says, or None when it says neither yes nor no."""
+    """Return what a reply to the question says at its beginning or end, or None when that is neither yes nor no."""
     found = _VERDICT.search(without_thinking(reply))
-    return None if found is None else found[1].lower() == "yes"
+    return None if found is None else (found[1] or found[2]).lower() == "yes"
+
+
+def is_local(base_url: str) -> bool:
+    """Tell whether an endpoint is on this machine or in this network: elsewhere, asking costs money."""
+    host = urlsplit(base_url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".lan", ".internal", ".home.arpa"))
 
 
 def _middle_out(text: str, length: int) -> str:

@@ -6,46 +6,53 @@ nothing, and `triggers` and `risk` say what they amount to together. What was me
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 
 from .events import MessageSign, ReplySign, ResultSign
 
 # A verdict is short ("Your answer is wrong."); in a page or a listing the same words are its content.
-_VERDICT_CHARS = 300
+_VERDICT_CHARS = 120
 _READ_CHARS = 2000
 _ENDING_CHARS = 600
-# Whoever pastes this much has given the content along.
+# Whoever pastes this much has given the content along; so has a chat or an editor that attaches a file (0.19
+# agent/context_references.py, gateway/platforms).
 _PASTED_CHARS = 1500
+_PASTED = ("```", "[Content of ", "--- Attached Context ---")
 
 _WORK_DONE = r"(?:answer|solution|submission|attempt|guess|result|output|response|proposal|patch|fix|code)"
 _NOT_GOOD = r"(?:wrong|incorrect|not correct|not right|invalid|rejected|refused|not accepted)"
+# The verdict is all that is said: elsewhere the same words are what a file, a log or an issue is about.
 _REJECTED = re.compile(
-    rf"\b{_WORK_DONE}s? (?:is|was|are|were|looks?)(?: still| again)? {_NOT_GOOD}\b|\b(?:wrong|incorrect) {_WORK_DONE}\b"
-    rf"|\A\W*{_NOT_GOOD}\b\W*(?:\Z|[.!\n])",
+    rf"\W*(?:(?:sorry|no)\W+)?(?:(?:your|the|this|that) )?(?:(?:wrong|incorrect) {_WORK_DONE}"
+    rf"|{_WORK_DONE} (?:is|was)(?: still| again)? {_NOT_GOOD}|{_NOT_GOOD})\W*(?:\Z|[.!]\s+(?:please )?try again\W*\Z)",
     re.IGNORECASE,
 )
-_EMPTY = frozenset({"", "[]", "{}", "()", '""', "null", "None", "none", "False", "false", "0", "[(None,)]", "[(0,)]"})
+_EMPTY = frozenset({"", "[]", "{}", "()", "null", "None", "[(None,)]"})
 _CANNOT = re.compile(
     r"\b(?:unable to|cannot|can['’]t|could not|couldn['’]t|not able to|impossible|not possible|unfortunately|no way to"
     r"|do not have access|don['’]t have)\b",
     re.IGNORECASE,
 )
 _CANNOT_SAY = re.compile(
-    r"\b(?:I|we)\b[^.?!\n]{0,30}?(?:n['’]t|\b(?:do not|cannot|can not|unable|not sure|no longer))\b", re.IGNORECASE
+    r"\b(?:I|we)\b[^.?!\n]{0,20}?(?:n['’]t|\b(?:do not|cannot|can not|unable to|no longer))"
+    r" (?:\w+ ){0,2}?(?:have|know|remember|recall|find|see|provide|tell|say|access|share)\b|\bI['’]?a?m not sure\b",
+    re.IGNORECASE,
 )
 
 _WORK = (
-    r"check|look|read|open|search|run|create|write|fix|update|list|find|examine|inspect|start|use|call|execute|edit"
-    r"|view|analy[sz]e|fetch|retrieve|review|explore|proceed"
+    r"check|look|read|open|search|run|create|write|fix|find|examine|inspect|execute|edit|view|analy[sz]e|fetch|retrieve"
+    r"|review"
 )
-# The last sentence, by itself: "Once I have it, I'll check" waits for the user.
-_NOT_YET = r"(?:(?!\b(?:once|after|when|if|until|you)\b)[^.?!\n])*"
+# The last sentence, about what comes now: a promise for later or under a condition is kept later.
+_NOW = (
+    r"(?:(?!\b(?:once|after|when|if|until|you|every|tomorrow|later|next time|from now on|as (?:it|they))\b)[^.?!\n])*"
+)
 _ANNOUNCES = re.compile(
     r"(?:\A|[.!?:\n]\s*)(?:(?:ok(?:ay)?|sure|alright|great|now|first|next|then|so|certainly|of course)[,!.:]?\s+)*"
-    r"(?:I['’]ll|I will|I['’]m going to|I am going to|let me|let['’]s|allow me to)\b(?!\s+(?:know|be|need))"
-    rf"{_NOT_YET}?\b(?:{_WORK})\b{_NOT_YET}(?:\.\w+\b[^.?!\n]*)*[.:…!\s`]*\Z",
+    rf"(?:(?:let me|allow me to)\b(?!\s+know){_NOW}?\b(?:{_WORK})\b{_NOW}(?:\.\w+\b[^.?!\n]*)*[.:…!\s`]*"
+    rf"|(?:I['’]ll|I will|I['’]m going to|I am going to)\b{_NOW}?\b(?:{_WORK})\b{_NOW}(?:\.\w+\b[^.?!\n]*)*"
+    r"(?:\b(?:now|first)\b[.!\s`]*|[:…][\s`]*|\.\.\.[\s`]*))\Z",
     re.IGNORECASE,
 )
 _MADE = (
@@ -57,11 +64,20 @@ _CLAIMS_DONE = re.compile(
     rf"|\b(?:has|have|is|are|was|were) (?:now |been |successfully )+(?:{_MADE})\b|^\W*done\b|\ball (?:done|set)\b",
     re.IGNORECASE | re.MULTILINE,
 )
-_ASKS = re.compile(
-    r"\?|\b(?:please|could you|can you|kindly) (?:provide|confirm|tell|specify|share|clarify|send|upload|paste|let me)"
-    r"|\blet me know\b",
+_NOTHING_TO_DO = re.compile(
+    r"\balready\b|\bnothing (?:was|had to be|needs? to be|to) (?:changed?|done?)\b", re.IGNORECASE
+)
+# A courtesy at the end is no question.
+_OFFERS = re.compile(
+    r"\b(?:let me know|anything else|any other|any (?:further )?questions|further (?:help|assistance|questions)"
+    r"|(?:how|what) (?:else )?(?:can|may) I (?:help|do|assist))\b",
     re.IGNORECASE,
 )
+_ASKS = re.compile(
+    r"\?|\b(?:please|could you|can you|kindly) (?:provide|confirm|tell|specify|share|clarify|send|upload|paste|let me)",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 _FILE = re.compile(
     r"(?:(?<![\w@/.])(?:~?[\w.-]*/)*(?!(?:node|vue|next|nuxt|react|express|three|d3|chart|socket)\.js\b)[\w-]+"
@@ -70,18 +86,28 @@ _FILE = re.compile(
     r"|(?<![\w/.:])(?:~|\.{1,2})?/[\w.-]+/[\w./-]*\w)",
     re.IGNORECASE,
 )
-# "How do I…" asks for advice, "what is package.json" for what everybody knows.
-_WANTS_ADVICE = re.compile(r"\A\W*how (?:do|to|can|could|would|should|does)\b", re.IGNORECASE)
+# "How do I…" asks for advice, "what belongs in package.json" for what everybody knows.
+_WANTS_ADVICE = re.compile(
+    r"\A\W*how (?:do|to|can|could|would|should|does)\b"
+    r"|\b(?:purpose|example|minimal|by default|usually|typically|goes|go|belongs?|should|safe|explain|mean)\b",
+    re.IGNORECASE,
+)
 # What stands before the name of a file, in its line.
 _READS = re.compile(
-    r"\b(?:read|show|print|open|summari[sz]e|count|quote|cat|look (?:at|in|into|up|through))\b"
-    r"|\b(?:what|which|tell|how many|find|check|list|does|is)\b.*\b(?:in|of|from|inside)(?: the| my| file)* [`'\"]?\Z"
+    r"\b(?:read|print|open|summari[sz]e|count|quote|cat|look (?:at|in|into|up|through)|show(?: me)?)\b"
+    r"|\b(?:what|which|tell|how many|find|list|is)\b.*\b(?:in|of|from|inside)(?: the| my| file)* [`'\"]?\Z"
     r"|\bwhat (?:does|do) [`'\"]?\Z",
     re.IGNORECASE,
 )
+# At the beginning of a clause, where it is said to somebody: "did you rename", "my change to" are about something done.
 _CHANGES = re.compile(
-    r"\b(?:fix|edit|change|rename|delete|remove|replace|refactor|update|move|append|insert|create|write|save|add|put)\b",
+    r"(?:\A|[.!,;:\n]|\b(?:please|then|and|can you|could you|would you|to|now))\s*(?:please |also |now |just )*"
+    r"\b(?:fix|edit|change|rename|delete|remove|replace|refactor|update|move|append|insert|create|write|save|add|put)\b"
+    r"(?! (?:in|to) [`'\"]?\Z)",
     re.IGNORECASE,
+)
+_ASKS_ABOUT = re.compile(
+    r"\A\W*(?:did|do|does|have|has|had|what|why|who|when|where|which|is|are|was|were|review|explain)\b", re.IGNORECASE
 )
 
 _WAITING = ("poll", "wait", "watch", "status", "tail", "log", "logs")
@@ -92,8 +118,19 @@ _CHANGING_NAME = re.compile(
     re.IGNORECASE,
 )
 _COMMAND_KEYS = ("command", "cmd", "code", "script")
+_READING_NAME = re.compile(
+    r"(?:^|_)(?:read|get|list|search|find|show|view|fetch|query|lookup|describe|inspect|snapshot|web|vision|analyze|grep"
+    r"|glob|cat|ls|count|check|session_search|skills?_(?:list|view))(?:_|$)",
+    re.IGNORECASE,
+)
+# Programs that only look; anything else may change something.
+_READING_COMMAND = re.compile(
+    r"\s*(?:cd\s+[^;&|]+(?:&&|;)\s*)?(?:(?:cat|ls|grep|rg|find|head|tail|wc|sort|uniq|cut|pwd|echo|stat|file|which|tree|du|df"
+    r"|date|whoami|jq|diff|nl|less|git\s+(?:log|diff|status|show|branch|blame|grep|ls-files))\b[^;&|><`$]*(?:\s*(?:\|\|?|&&|;)\s*|\Z))+"
+)
 _CHANGING_COMMAND = re.compile(
-    r"(?:^|[;&|(]\s*|\bsudo\s+|\bxargs\s+)(?:sed\s+(?:-\w+\s+)*-i|tee|mv|cp|rm|mkdir|touch|patch|ln|chmod|dd|truncate"
+    r"(?:^|[;&|(]\s*|\bsudo\s+|\bxargs\s+)(?:sed\s+(?:-\w+\s+)*-\w*i|perl\s+-\w*i|curl\s[^;&|]*-\w*[oO]|wget|unzip|tar\s+-?\w*x"
+    r"|black|prettier|\S+\s+--(?:fix|write)|tee|mv|cp|rm|mkdir|touch|patch|ln|chmod|dd|truncate"
     r"|git\s+(?:apply|checkout|commit|add|reset|stash|merge|rebase|restore|mv|rm|pull|clone)"
     r"|(?:pip3?|npm|yarn|pnpm|cargo|apt(?:-get)?|brew|uv)\s+(?:install|add|i|remove|uninstall))\b"
     r"|(?<![<>=-])>{1,2}\s*(?![&\s]|/dev/null)[\w./~$\"'-]"
@@ -102,13 +139,31 @@ _CHANGING_COMMAND = re.compile(
 )
 
 
-def of_result(tool: str, arguments: object, result: str) -> tuple[ResultSign, ...]:
-    """Return the signs of a call that succeeded: what it said, and whether it changed something or only waited."""
-    return tuple(_of_result(tool, arguments, result))
+def of_result(tool: str, arguments: object, result: str, *, command: bool = False) -> tuple[ResultSign, ...]:
+    """Return the signs of a call: what it said, and whether it changed something, only looked, or only waited.
+
+    `command` when it is a command, for which saying nothing is the best that it can say.
+    """
+    return (*of_call(tool, arguments), *_of_result(tool, arguments, result, command=command))
+
+
+def of_call(tool: str, arguments: object) -> tuple[ResultSign, ...]:
+    """Return what a call does, as far as its tool and arguments tell; nothing where it may do anything."""
+    commands = _commands(arguments)
+    if any(map(_CHANGING_COMMAND.search, commands)) or (not commands and _CHANGING_NAME.search(tool)):
+        return ("changes",)
+    if commands:
+        return ("reads",) if all(map(_READING_COMMAND.fullmatch, commands)) else ()
+    if isinstance(arguments, Mapping) and any(arguments.get(key) in _WAITING for key in _ACTION_KEYS):
+        return ("polls",)
+    return ("reads",) if _READING_NAME.search(tool) else ()
 
 
 def of_reply(text: str, *, ends_turn: bool, unaided: bool) -> tuple[ReplySign, ...]:
-    """Return the signs of a reply; `ends_turn` when it is the answer, `unaided` when no tool has shown anything."""
+    """Return the signs of a reply.
+
+    `ends_turn` when it is the answer, `unaided` when tools are at hand and none has shown anything so far.
+    """
     return tuple(_of_reply(text[:_READ_CHARS], text[-_ENDING_CHARS:], ends_turn=ends_turn, unaided=unaided))
 
 
@@ -117,42 +172,23 @@ def of_message(text: str) -> tuple[MessageSign, ...]:
     return tuple(_of_message(text))
 
 
-def _of_result(tool: str, arguments: object, result: str) -> Iterator[ResultSign]:
-    changes = _changes(tool, arguments)
-    if changes:
-        yield "changes"
-    elif isinstance(arguments, Mapping) and any(arguments.get(key) in _WAITING for key in _ACTION_KEYS):
-        yield "polls"
-    if len(result) > _VERDICT_CHARS:
+def files_named(text: str) -> list[str]:
+    """Return the names, without folders, of the files that a text names."""
+    return [match[0].rpartition("/")[2] for match in _FILE.finditer(text[:_PASTED_CHARS])]
+
+
+def _of_result(tool: str, arguments: object, result: str, *, command: bool) -> Iterator[ResultSign]:
+    if command or len(result) > _VERDICT_CHARS or "changes" in of_call(tool, arguments):
         return
-    if _is_empty(result):
-        # What changes something need not say so.
-        if not changes:
-            yield "empty"
-    elif _REJECTED.search(result):
+    if result.strip() in _EMPTY:
+        yield "empty"
+    elif _REJECTED.fullmatch(result.strip()):
         yield "rejected"
 
 
-def _changes(tool: str, arguments: object) -> bool:
-    if _CHANGING_NAME.search(tool):
-        return True
-    commands = (arguments.get(key) for key in _COMMAND_KEYS) if isinstance(arguments, Mapping) else ()
-    return any(isinstance(command, str) and _CHANGING_COMMAND.search(command) for command in commands)
-
-
-def _is_empty(result: str) -> bool:
-    said = result.strip()
-    if said in _EMPTY or "no output" in said.lower():
-        return True
-    if not said.startswith("{"):
-        return False
-    try:
-        parsed = json.loads(said)
-    except ValueError:
-        return False
-    # A command's envelope (Hermes 0.19 tools/terminal_tool.py): what it printed is under `output`.
-    output = parsed.get("output") if isinstance(parsed, dict) else None
-    return isinstance(output, str) and output.strip() in _EMPTY
+def _commands(arguments: object) -> list[str]:
+    given = [arguments.get(key) for key in _COMMAND_KEYS] if isinstance(arguments, Mapping) else []
+    return [command for command in given if isinstance(command, str)]
 
 
 def _of_reply(text: str, ending: str, *, ends_turn: bool, unaided: bool) -> Iterator[ReplySign]:
@@ -160,11 +196,14 @@ def _of_reply(text: str, ending: str, *, ends_turn: bool, unaided: bool) -> Iter
         yield "cannot"
     if not ends_turn:
         return
-    if _ASKS.search(ending):
+    sentences = [sentence for sentence in _SENTENCE_END.split(ending) if sentence.strip()]
+    if any(_ASKS.search(sentence) and not _OFFERS.search(sentence) for sentence in sentences):
         yield "asks"
+    if _OFFERS.search(ending):
+        yield "offers"
     if _ANNOUNCES.search(ending):
         yield "announces"
-    if _CLAIMS_DONE.search(text):
+    if _CLAIMS_DONE.search(text) and not _NOTHING_TO_DO.search(text):
         yield "claims_done"
     if unaided:
         yield "unaided"
@@ -173,12 +212,10 @@ def _of_reply(text: str, ending: str, *, ends_turn: bool, unaided: bool) -> Iter
 def _of_message(text: str) -> Iterator[MessageSign]:
     if _CANNOT_SAY.search(text[:_READ_CHARS]):
         yield "cannot_say"
-    if len(text) > _PASTED_CHARS or "```" in text:
-        return
-    if _WANTS_ADVICE.search(text):
+    if len(text) > _PASTED_CHARS or any(mark in text for mark in _PASTED) or _WANTS_ADVICE.search(text):
         return
     before = [text[text.rfind("\n", 0, file.start()) + 1 : file.start()] for file in _FILE.finditer(text)]
     if any(map(_READS.search, before)):
         yield "wants_content"
-    if any(map(_CHANGES.search, before)):
+    if any(map(_CHANGES.search, before)) and not _ASKS_ABOUT.search(text):
         yield "wants_change"

@@ -104,7 +104,7 @@ def no_progress(observed: Sequence[Event], limits: Limits) -> Evidence | None:
     repeats: defaultdict[tuple[str, str], int] = defaultdict(int)
     matched: Evidence | None = None
     for event in observed:
-        if not isinstance(event, Call) or "polls" in getattr(event, "signs", ()):
+        if not isinstance(event, Call) or "polls" in event.signs:
             continue
         result = last_result.get(event.call, UNCHANGED) if event.result == UNCHANGED else event.result
         last_result[event.call] = result
@@ -132,8 +132,8 @@ def _came_before(latest: Call, observed: Sequence[Event], *, times: int) -> bool
 def silent_failure(observed: Sequence[Event], limits: Limits) -> Evidence | None:
     """Match an answer that cannot be true: no work was done for it, or the local model itself denies it.
 
-    That is: work is announced and no tool is called; a file's content is asked for, and no tool has shown anything;
-    a change is asked for and claimed, and nothing was changed; the model says that it cannot, and has not tried.
+    That is: work is announced and no tool is called; a file's content is asked for, and no tool has shown anything; a
+    change is asked for and claimed, and all that was done was to look; the model says that it cannot and did not try.
     """
     del limits
     last = observed[-1] if observed else None
@@ -144,14 +144,18 @@ def silent_failure(observed: Sequence[Event], limits: Limits) -> Evidence | None
     asked = next((event for event in reversed(observed) if isinstance(event, TurnStarted)), None)
     wanted = asked.signs if asked else ()
     calls = [event for event in observed if isinstance(event, Call)]
-    changed = any(isinstance(event, ToolSucceeded) and "changes" in event.signs for event in calls)
     matched = (
-        "announces" in last.signs
+        ("announces" in last.signs and not calls)
         or ("wants_content" in wanted and "unaided" in last.signs)
-        or ("wants_change" in wanted and "claims_done" in last.signs and not changed)
-        or (bool(wanted) and "cannot" in last.signs and not calls and "unaided" in last.signs)
+        or ("wants_change" in wanted and "claims_done" in last.signs and not any(map(_may_have_changed, calls)))
+        or (bool({"wants_content", "wants_change"} & {*wanted}) and "cannot" in last.signs and "unaided" in last.signs)
     )
     return ((last,) if asked is None else (asked, last)) if matched else None
+
+
+def _may_have_changed(call: Call) -> bool:
+    # A tool that failed changed nothing; a command that did may have, up to where it failed.
+    return "reads" not in call.signs and (isinstance(call, ToolSucceeded) or call.command)
 
 
 def risk(observed: Sequence[Event], limits: Limits) -> Evidence | None:
@@ -214,6 +218,9 @@ TRIGGERS: Mapping[TriggerName, Trigger] = {
     "task_timeout": task_timeout,
 }
 """In the order they are asked: what the user said first, the vaguest sign last."""
+
+OF_ANSWERS: frozenset[TriggerName] = frozenset({"silent_failure", "risk", "user_request"})
+"""What may take the task up when the local model has just given its final answer."""
 
 _REPLIES = frozenset({ReplyAccepted, ReplyInvalid, TierReplied})
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from hermes_fallback import replay, signs
+from hermes_fallback import replay, self_check, signs
 from hermes_fallback.config import Policy
 from tests.endpoints import Answer, Script, call, fail, in_order, say
-from tests.test_escalation import ALL_TRIGGERS, endless, rows
+from tests.test_escalation import ALL_TRIGGERS, rows
 from tests.world import ISSUE_BLOCK, MODEL, World, log_of
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -69,8 +69,6 @@ CASES = [
     Case("not so soon when it is not sensitive", "do it",
          lambda request, index: different_errors(request, index) if index < 3 else say("gave up"), None, 4,
          ALL_TRIGGERS.replace("}}", "}, fallback_policy: {sensitivity: low}}")),
-    Case("a checker says that it is wrong", "do it",
-         endless(call("terminal", command="echo Your answer is wrong.")), "risk", 1),
 ]  # fmt: skip
 
 
@@ -180,7 +178,8 @@ ANSWERS = {
     "The port is 8080. Let me read app.toml to be sure.": ("announces",),
     "Now let me look at the tests\n\n```": ("announces",),
     "Once I have your order number, I'll check it.": (),
-    "Let me know if you need anything.": ("asks",),
+    "Let me know if you need anything.": ("offers",),
+    "Shall I go on with b.txt?": ("asks",),
     "I'll help you with that. Please provide the path.": ("asks",),
     "Here is the summary. I'll be here if you need me.": (),
     "I have updated config.toml.": ("claims_done",),
@@ -199,13 +198,14 @@ def test_signs_of_an_answer(answer: str, expected: tuple[str, ...]) -> None:
 RESULTS: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
     ("propose", {"solution": "1"}, "Your answer is wrong.", ("rejected",)),
     ("grade", {}, "Incorrect.", ("rejected",)),
-    ("web_search", {"query": "x"}, "What is wrong with this picture? " * 20, ()),
-    ("web_search", {"query": "x"}, "An invalid password was entered.", ()),
-    ("search", {"query": "x"}, "[]", ("empty",)),
-    ("terminal", {"command": "ls"}, '{"output": "", "exit_code": 0}', ("empty",)),
+    ("note", {"about": "x"}, "src/a.py:12: # TODO: output is wrong on Windows", ()),
+    ("note", {"about": "x"}, "An invalid password was entered.", ()),
+    ("query", {"about": "x"}, "[]", ("reads", "empty")),
+    ("terminal", {"command": "ls -la | grep x"}, '{"output": "", "exit_code": 0}', ("reads",)),
+    ("terminal", {"command": "npx tsc --noEmit"}, '{"output": "", "exit_code": 0}', ()),
     ("terminal", {"command": "mkdir a"}, '{"output": "", "exit_code": 0}', ("changes",)),
     ("terminal", {"command": "sed -i s/a/b/ x"}, '{"output": "", "exit_code": 0}', ("changes",)),
-    ("terminal", {"command": "grep a x > /dev/null"}, '{"output": "", "exit_code": 0}', ("empty",)),
+    ("terminal", {"command": "grep a x > /dev/null"}, '{"output": "", "exit_code": 0}', ()),
     ("terminal", {"command": "echo a > x"}, '{"output": "", "exit_code": 0}', ("changes",)),
     ("terminal", {"command": "test 3 -gt 2 && echo yes"}, '{"output": "yes", "exit_code": 0}', ()),
     ("write_file", {"path": "a"}, '{"bytes_written": 1}', ("changes",)),
@@ -216,7 +216,139 @@ RESULTS: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
 @pytest.mark.parametrize(("tool", "arguments", "result", "expected"), RESULTS)
 def test_signs_of_a_result(tool: str, arguments: dict[str, Any], result: str, expected: tuple[str, ...]) -> None:
     """A result says no, nothing, or that something was changed, in so many words."""
-    assert signs.of_result(tool, arguments, result) == expected
+    assert signs.of_result(tool, arguments, result, command="exit_code" in result) == expected
+
+
+def conversation(*turns: str | tuple[str, dict[str, Any], str]) -> list[dict[str, Any]]:
+    """Messages: texts of user and model in turn, and calls (tool, arguments, result) between them."""
+    messages: list[dict[str, Any]] = []
+    speaker = "user"
+    for number, turn in enumerate(turns):
+        if isinstance(turn, str):
+            messages.append({"role": speaker, "content": turn})
+            speaker = "assistant" if speaker == "user" else "user"
+            continue
+        tool, arguments, result = turn
+        function = {"name": tool, "arguments": json.dumps(arguments)}
+        messages.append({"role": "assistant", "tool_calls": [{"id": f"c{number}", "function": function}]})
+        messages.append({"role": "tool", "tool_call_id": f"c{number}", "content": result})
+    return messages
+
+
+def ran(command: str, output: str = "", status: int = 0) -> tuple[str, dict[str, Any], str]:
+    """A command, as Hermes's terminal gives its result."""
+    return "terminal", {"command": command}, json.dumps({"output": output, "exit_code": status, "error": None})
+
+
+def absent(path: str) -> tuple[str, dict[str, Any], str]:
+    """A file that is not there."""
+    return "read_file", {"path": path}, json.dumps({"content": "", "error": f"File not found: {path}"})
+
+
+CHECKED = [
+    step for number in range(5) for step in (("patch", {"n": number}, '{"success": true}'), ran("npx tsc --noEmit"))
+]
+EVERYDAY: dict[str, tuple[Any, ...]] = {
+    "not sure": ("I'm not sure which phone to buy", "The Pixel is good. Unfortunately it is expensive."),
+    "not well": ("I don't feel well today", "I'm sorry. I can't diagnose, but rest helps."),
+    "what belongs in a file": ("What goes in tsconfig.json?", "Compiler options."),
+    "an example": ("Show me an example tsconfig.json for a library", "Here is one: {}"),
+    "asked what was done": ("Did you rename config.py?", "Yes, I renamed it to settings.py."),
+    "why it was done": ("Why did you move utils.py?", "I moved it, because it was in the way."),
+    "already so": ("Add a part to README.md if it is missing", "It has one already, so nothing was changed. All set!"),
+    "attached": ("[Content of notes.txt]:\nbuy milk\n\nWhat is in notes.txt?", "Buy milk."),
+    "translated": ("Translate: Ich werde morgen nachsehen.", "I will check tomorrow."),
+    "a plan": ("Make a plan for the docs, don't implement yet", "1. I'll read them.\n2. I'll update the index."),
+    "a promise": ("Call me Max", ("memory", {"action": "add"}, "{}"), "Got it! I'll use Max from now on."),
+    "in the background": ("Start the server", ran("npm run dev &"), "It runs. I'll review its log as it grows."),
+    "formatted": ("Fix the formatting in app.py", ran("black app.py"), "I've fixed the formatting in app.py."),
+    "downloaded": ("Save it as data.csv", ran("curl -sLo data.csv http://127.0.0.1/x"), "I've saved it as data.csv."),
+    "by a script": ("Update app.py to v2", ran("python migrate.py", "ok"), "I've updated app.py."),
+    "by a sub-agent": ("Update config.py", ("delegate_task", {"goal": "x"}, "done"), "I've updated config.py."),
+    "with a failing test": (
+        "Change the port in app.py",
+        ran("sed -i 's/8000/9000/' app.py && pytest -q", "1 failed", 1),
+        "I changed the port in app.py; one unrelated test still fails.",
+    ),
+    "a log that says wrong": ("Look at the history", ran("git log --oneline", "a1 Fix wrong result"), "One fix."),
+    "a search that finds wrong": ("Find it", ("search_files", {"q": "x"}, "# wrong output for negative n"), "Found."),
+    "clean checks between edits": ("Type the module", *CHECKED, "All typed."),
+    "another task after two failures": (
+        "Where is the logging set up?",
+        absent("log.py"),
+        absent("logger.py"),
+        "Nowhere that I see. Let me know if you need anything else!",
+        "Great. Now bump the version to 1.2",
+        absent("setup.py"),
+        ran("sed -i s/1.1/1.2/ pyproject.toml"),
+        "Bumped.",
+    ),
+    "the symptom that was asked about": (
+        "Hi",
+        "Hi! How can I help?",
+        "I can't get docker to start, please look",
+        ran("docker ps", "Cannot connect to the Docker daemon", 1),
+        "The daemon is not running.",
+    ),
+    "does not like it": (
+        "Draft it",
+        "Here it is. Would you like changes?",
+        "I don't like the second paragraph",
+        absent("draft.md"),
+        "Which file is it in?",
+    ),
+}
+
+
+@pytest.mark.parametrize("turns", EVERYDAY.values(), ids=EVERYDAY)
+def test_everyday_turns_stay_local(turns: tuple[Any, ...]) -> None:
+    """What goes well, or only looks as if it did not, is not paid for."""
+    tools = ("read_file", "terminal", "write_file")
+    assert list(replay.of_messages(conversation(*turns), Policy(), tools=tools)) == []
+
+
+def test_context_that_hermes_gives_is_not_unseen(world: World) -> None:
+    """What stands in the system prompt, as AGENTS.md does, needs no tool to be known."""
+    world.configure(ALL_TRIGGERS)
+    (world.folder / "AGENTS.md").write_text("Run the tests with make check.\n")
+    world.local.script = in_order([say("It says to run make check.")])
+    asked = world.ask("What does AGENTS.md say about tests?", agent=world.agent(skip_context_files=False))
+    assert "AGENTS.md" in world.local.requests[0]["messages"][0]["content"]
+    assert asked["final_response"] == "It says to run make check."
+
+
+VERDICTS = {
+    "Yes.": True,
+    "no": False,
+    "**No**, it is not.": False,
+    "I think so. Yes": True,
+    "perhaps": None,
+    "The request is fulfilled and has no issues.": None,
+    "There is no doubt: yes": True,
+    "<think>no</think> yes": True,
+}
+
+
+@pytest.mark.parametrize(("reply", "expected"), VERDICTS.items())
+def test_verdict(reply: str, *, expected: bool | None) -> None:
+    """A verdict stands at the beginning or the end; a no in passing is none."""
+    assert self_check.is_fulfilled(reply) is expected
+
+
+ENDPOINTS = {
+    "http://127.0.0.1:11434/v1": True,
+    "http://localhost:8080": True,
+    "http://192.168.1.7/v1": True,
+    "http://box.lan:1234": True,
+    "https://openrouter.ai/api/v1": False,
+    "https://8.8.8.8/v1": False,
+}
+
+
+@pytest.mark.parametrize(("url", "expected"), ENDPOINTS.items())
+def test_only_local_endpoints_check_themselves(url: str, *, expected: bool) -> None:
+    """What is asked elsewhere may cost money."""
+    assert self_check.is_local(url) is expected
 
 
 @pytest.mark.skipif(
