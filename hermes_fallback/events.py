@@ -30,10 +30,10 @@ TriggerName = Literal[
     "risk",
 ]
 ResultSign = Literal["rejected", "empty", "polls", "changes", "reads"]
-ReplySign = Literal["cannot", "announces", "claims_done", "asks", "offers", "unaided"]
+ReplySign = Literal["cannot", "announces", "claims_done", "asks", "unaided"]
 MessageSign = Literal["cannot_say", "wants_content", "wants_change"]
 Sign = ResultSign | ReplySign | MessageSign
-"""What a text says, in a word (`signs.py` reads them); each alone proves nothing."""
+"""What a text says, or a call does, in a word (`signs.py` reads them)."""
 
 TROUBLE: frozenset[str] = frozenset({"rejected", "empty", "cannot", "cannot_say"})
 """The signs that a task goes badly; the others say what was asked for and done."""

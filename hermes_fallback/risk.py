@@ -56,7 +56,7 @@ def probability(events: Sequence[Event]) -> float:
     return 1.0 / (1.0 + math.exp(-(fitted.intercept + fitted.slope * score)))
 
 
-def counts(events: Sequence[Event]) -> tuple[int, ...]:
+def counts(events: Sequence[Event]) -> tuple[int, ...]:  # noqa: C901  # one pass, for it is asked at every call
     """Count the signs of trouble in a task; what a user answers to the model's question goes on with it."""
     events = events[-_WINDOW:]
     in_a_row = same_results = rejected = empty = cannot = cannot_say = 0
@@ -76,7 +76,7 @@ def counts(events: Sequence[Event]) -> tuple[int, ...]:
                 results.clear()
             elif "empty" in signs:
                 empty += 1
-            else:
+            elif "polls" not in signs:
                 rejected += "rejected" in signs
                 result = (event.call, event.result)
                 same_results += result in results

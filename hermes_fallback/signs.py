@@ -1,7 +1,7 @@
 """Reads in what results, replies and messages say the few signs that a task goes well or badly.
 
-Pure. A sign is a word from a closed vocabulary (`events.Sign`), so that no text has to be kept; each alone proves
-nothing, and `triggers` and `risk` say what they amount to together. What was measured: benchmarks/detection.md.
+Pure. A sign is a word from a closed vocabulary (`events.Sign`), so that no text has to be kept; hardly one proves
+anything alone, and `triggers` and `risk` say what they amount to. What was measured: benchmarks/detection.md.
 """
 
 from __future__ import annotations
@@ -144,7 +144,10 @@ def of_result(tool: str, arguments: object, result: str, *, command: bool = Fals
 
     `command` when it is a command, for which saying nothing is the best that it can say.
     """
-    return (*of_call(tool, arguments), *_of_result(tool, arguments, result, command=command))
+    done = of_call(tool, arguments)
+    if command or "changes" in done or len(result) > _VERDICT_CHARS:
+        return done
+    return (*done, *_said_by(result.strip()))
 
 
 def of_call(tool: str, arguments: object) -> tuple[ResultSign, ...]:
@@ -177,12 +180,10 @@ def files_named(text: str) -> list[str]:
     return [match[0].rpartition("/")[2] for match in _FILE.finditer(text[:_PASTED_CHARS])]
 
 
-def _of_result(tool: str, arguments: object, result: str, *, command: bool) -> Iterator[ResultSign]:
-    if command or len(result) > _VERDICT_CHARS or "changes" in of_call(tool, arguments):
-        return
-    if result.strip() in _EMPTY:
+def _said_by(result: str) -> Iterator[ResultSign]:
+    if result in _EMPTY:
         yield "empty"
-    elif _REJECTED.fullmatch(result.strip()):
+    elif _REJECTED.fullmatch(result):
         yield "rejected"
 
 
@@ -199,8 +200,6 @@ def _of_reply(text: str, ending: str, *, ends_turn: bool, unaided: bool) -> Iter
     sentences = [sentence for sentence in _SENTENCE_END.split(ending) if sentence.strip()]
     if any(_ASKS.search(sentence) and not _OFFERS.search(sentence) for sentence in sentences):
         yield "asks"
-    if _OFFERS.search(ending):
-        yield "offers"
     if _ANNOUNCES.search(ending):
         yield "announces"
     if _CLAIMS_DONE.search(text) and not _NOTHING_TO_DO.search(text):

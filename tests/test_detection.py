@@ -178,7 +178,7 @@ ANSWERS = {
     "The port is 8080. Let me read app.toml to be sure.": ("announces",),
     "Now let me look at the tests\n\n```": ("announces",),
     "Once I have your order number, I'll check it.": (),
-    "Let me know if you need anything.": ("offers",),
+    "Let me know if you need anything.": (),
     "Shall I go on with b.txt?": ("asks",),
     "I'll help you with that. Please provide the path.": ("asks",),
     "Here is the summary. I'll be here if you need me.": (),

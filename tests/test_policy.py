@@ -247,6 +247,7 @@ RISK_CASES = [
         "tests that fail on purpose",
         *(failed(str(n), None, tool="terminal", command=True, on_purpose=True) for n in range(9)),
     ),
+    risk_case("a process that is polled beside two failures", *MIXED[:2], *[ok("p", "running", "polls")] * 9),
     risk_case("a tool says that it is wrong", WRONG, evidence=(WRONG,)),
     risk_case("wrong, and then something else", WRONG, ACCEPTED, ok("b", "2")),
     risk_case("asked, not told, and failed", UNKNOWN, MIXED[0], first=QUESTION, evidence=(UNKNOWN, MIXED[0])),
