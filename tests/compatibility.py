@@ -24,6 +24,8 @@ ROWS = {
     "compression in mid-turn, `--resume`, `/new`": r"compression|resumed|new_session",
     "Hermes's own `fallback_providers` as a tier": r"own_chain|hands_over|chain_that|empty_chain|fell_over",
     "each trigger, and its near miss": r"test_escalation::test_trigger",
+    "silent failures, weak signs together, `self_check`": r"test_detection::",
+    "`hermes escalation replay`": r"test_replay::",
     "a stronger model that fails": r"test_escalation::.*(failed_escalation|tier)",
     "llama.cpp with a real model": r"test_local_model::",
 }

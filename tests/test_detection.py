@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from hermes_fallback import replay, self_check, signs
+from hermes_fallback import host, replay, self_check, signs
 from hermes_fallback.config import Policy
+from hermes_fallback.replies import LocalReply
 from tests.endpoints import Answer, Script, call, fail, in_order, say
 from tests.test_escalation import ALL_TRIGGERS, rows
 from tests.world import ISSUE_BLOCK, MODEL, World, log_of
@@ -307,14 +308,23 @@ def test_everyday_turns_stay_local(turns: tuple[Any, ...]) -> None:
     assert list(replay.of_messages(conversation(*turns), Policy(), tools=tools)) == []
 
 
-def test_context_that_hermes_gives_is_not_unseen(world: World) -> None:
-    """What stands in the system prompt, as AGENTS.md does, needs no tool to be known."""
-    world.configure(ALL_TRIGGERS)
-    (world.folder / "AGENTS.md").write_text("Run the tests with make check.\n")
-    world.local.script = in_order([say("It says to run make check.")])
-    asked = world.ask("What does AGENTS.md say about tests?", agent=world.agent(skip_context_files=False))
-    assert "AGENTS.md" in world.local.requests[0]["messages"][0]["content"]
-    assert asked["final_response"] == "It says to run make check."
+OFFERED = {"tools": [{"type": "function", "function": {"name": "read_file", "parameters": {}}}]}
+SYSTEM = {"role": "system", "content": "# Project Context\n## AGENTS.md\nRun the tests with make check."}
+ASKED = {"role": "user", "content": "What does AGENTS.md say about tests? And what is in notes.txt?"}
+UNAIDED = {
+    "nothing was shown": ([ASKED], OFFERED, True),
+    "no tools at hand": ([ASKED], {}, False),
+    "a tool has shown something": ([ASKED, {"role": "tool", "content": "x"}], OFFERED, False),
+    "it stands in the system prompt": ([SYSTEM, ASKED], OFFERED, False),
+    "it was shown and summed up": ([{"role": "user", "content": "[CONTEXT COMPACTION — x"}, ASKED], OFFERED, False),
+}
+
+
+@pytest.mark.parametrize(("messages", "offered", "expected"), UNAIDED.values(), ids=UNAIDED)
+def test_what_the_model_could_know(messages: list[Any], offered: dict[str, Any], *, expected: bool) -> None:
+    """An answer is made up only where there were tools, none was used, and Hermes itself has not told it."""
+    found = host.reply_signs(LocalReply("It says so."), {"messages": messages, **offered})
+    assert ("unaided" in found) == expected
 
 
 VERDICTS = {
