@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import matplotlib as mpl
@@ -54,7 +55,7 @@ def main() -> None:
 def shipped(rows: Rows, sensitivity: str = "normal") -> Fires:
     """Return on which rows the plugin escalates at this sensitivity, rules and `risk` together."""
     model = risk.model()
-    chance = np.array([_chance(turn.counts) for turn in rows.turns])
+    chance = np.array([risk.chance(turn.counts) for turn in rows.turns])
     adds_up = np.array([turn.may_fire for turn in rows.turns]) & (chance >= model.thresholds[sensitivity])
     return adds_up | by_rules(rows)
 
@@ -62,12 +63,6 @@ def shipped(rows: Rows, sensitivity: str = "normal") -> Fires:
 def by_rules(rows: Rows, names: Sequence[TriggerName] = RULES) -> Fires:
     """Return on which rows one of the rules fires."""
     return np.array([not set(names).isdisjoint(turn.rules) for turn in rows.turns])
-
-
-def _chance(counts: Sequence[int]) -> float:
-    model = risk.model()
-    points = sum(steps[min(count, len(steps) - 1)] for steps, count in zip(model.points, counts, strict=True))
-    return float(1 / (1 + np.exp(-(model.intercept + model.slope * points))))
 
 
 def evaluated(pair: Any, turns: dict[str, int], *, boot: int = 0) -> dict[str, Any]:
@@ -92,7 +87,7 @@ def first_turns(recordings: Recordings, fires: Callable[[str, Any], bool]) -> di
 def _ours(recordings: Recordings, sensitivity: str = "normal") -> dict[str, int]:
     threshold = risk.model().thresholds[sensitivity]
     return first_turns(
-        recordings, lambda _, turn: bool(turn.rules) or (turn.may_fire and _chance(turn.counts) >= threshold)
+        recordings, lambda _, turn: bool(turn.rules) or (turn.may_fire and risk.chance(turn.counts) >= threshold)
     )
 
 
@@ -153,7 +148,7 @@ def _cores() -> int:
 
 def _pair_table(recordings: Recordings) -> Iterator[str]:
     ours = _ours(recordings)
-    fixed = next(rule for name, rule in recordings.scorer.rules() if name == "consec_err>=3 or same_call>=3")
+    fixed = _fixed_rule(recordings.scorer)
     yield "| weak → strong | runs | fail | escalated | precision | recall | turn | vs coin | fixed rule | oracle |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
     judged, rule = [], []
@@ -287,7 +282,7 @@ def _trigger_table(recordings: Recordings, rows: Rows) -> Iterator[str]:
     ours: list[tuple[str, Callable[[str, Any], bool]]] = [
         (name, lambda _, turn, name=name: name in turn.rules) for name in RULES
     ]
-    ours.append(("risk", lambda _, turn: turn.may_fire and _chance(turn.counts) >= threshold))
+    ours.append(("risk", lambda _, turn: turn.may_fire and risk.chance(turn.counts) >= threshold))
     for name, fires in ours:
         turns = first_turns(recordings, fires)
         results = [evaluated(pair, turns) for pair in recordings.pairs]
@@ -401,7 +396,7 @@ def _losses(recordings: Recordings, rows: Rows) -> Iterator[str]:
     names = [pair.name for pair in recordings.pairs]
     negative = [f"{name} ({score:+.3f})" for name, score in zip(names, scores, strict=True) if score < 0]
     yield f"- Worth less than the coin, though not more than chance explains: {'; '.join(negative) or 'no pair'}."
-    fixed = next(rule for name, rule in recordings.scorer.rules() if name == "consec_err>=3 or same_call>=3")
+    fixed = _fixed_rule(recordings.scorer)
     worse = [
         f"{pair.name} ({score:+.3f}, {pair.eval(pair.fire(fixed))['vs_random']:+.3f})"
         for pair, score in zip(recordings.pairs, scores, strict=True)
@@ -447,7 +442,7 @@ def _losses(recordings: Recordings, rows: Rows) -> Iterator[str]:
 def _without_verdicts(rows: Rows) -> Fires:
     at = risk.COUNTS.index("rejected")
     threshold = risk.model().thresholds["normal"]
-    chance = np.array([_chance([0 if i == at else n for i, n in enumerate(turn.counts)]) for turn in rows.turns])
+    chance = np.array([risk.chance([0 if i == at else n for i, n in enumerate(turn.counts)]) for turn in rows.turns])
     return by_rules(rows) | (np.array([turn.may_fire for turn in rows.turns]) & (chance >= threshold))
 
 
@@ -474,7 +469,7 @@ def _plot_frontiers(recordings: Recordings) -> None:
 
     rows = recordings.rows()
     thresholds = np.arange(0.5, 0.96, 0.01)
-    chance = np.array([_chance(turn.counts) for turn in rows.turns])
+    chance = np.array([risk.chance(turn.counts) for turn in rows.turns])
     may, rules = np.array([turn.may_fire for turn in rows.turns]), by_rules(rows)
     figure, axis = plt.subplots(figsize=(7, 3.6))
     axis.plot(thresholds, [rows.score((may & (chance >= value)) | rules).mean() for value in thresholds])
@@ -495,7 +490,7 @@ def _plot_pair(axis: Any, pair: Any, ours: dict[str, dict[str, int]]) -> None:
     limits = [evaluated(pair, {run.key: turn for run in pair.W if turn < run.T}) for turn in range(1, 40)]
     axis.plot([r["cost"] for r in limits], [r["success"] for r in limits], ".", color="silver", label="turn limits")
     axis.plot(oracle["cost_full_waste"], oracle["success"], "g*", ms=11, label="oracle")
-    fixed = next(rule for name, rule in _rules(pair) if name == "consec_err>=3 or same_call>=3")
+    fixed = _fixed_rule(sys.modules[type(pair).__module__])
     rule = pair.eval(pair.fire(fixed))
     axis.plot(rule["cost"], rule["success"], "s", color="tab:orange", label="fixed rule")
     points = [evaluated(pair, ours[name]) for name in SENSITIVITIES]
@@ -504,8 +499,8 @@ def _plot_pair(axis: Any, pair: Any, ours: dict[str, dict[str, int]]) -> None:
     axis.set_title(pair.name, fontsize=9)
 
 
-def _rules(pair: Any) -> Iterator[tuple[str, Any]]:
-    yield from sys.modules[type(pair).__module__].rules()
+def _fixed_rule(scorer: ModuleType) -> Any:
+    return next(rule for name, rule in scorer.rules() if name == "consec_err>=3 or same_call>=3")
 
 
 if __name__ == "__main__":

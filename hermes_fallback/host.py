@@ -229,19 +229,23 @@ def local_reply(response: Any, request: Mapping[str, Any]) -> LocalReply:
 
 def reply_signs(reply: LocalReply, request: Mapping[str, Any]) -> tuple[ReplySign, ...]:
     """Return the signs of a reply to the request (`messages`, `tools`)."""
-    return signs.of_reply(without_thinking(reply.text), ends_turn=not reply.calls, unaided=_is_unaided(request))
+    ends_turn = not reply.calls
+    # Only of an answer: this looks at the whole conversation, which gets longer with each call.
+    unaided = ends_turn and _is_unaided(request)
+    return signs.of_reply(without_thinking(reply.text), ends_turn=ends_turn, unaided=unaided)
 
 
 def _is_unaided(request: Mapping[str, Any]) -> bool:
     """Tell whether the model has tools and has not seen what any of them shows, nor a summary of that."""
     messages = request.get("messages") or ()
-    texts = [handoff.text_of(message.get("content")) for message in messages]
     if not request.get("tools") or any(message.get("role") == "tool" for message in messages):
         return False
+    texts = [handoff.text_of(message.get("content")) for message in messages]
     if any(text.startswith(_SUMMARY) for text in texts):
         return False
     # Hermes puts AGENTS.md and the like into the system prompt (0.19 agent/prompt_builder.py).
-    asked = next((text for m, text in zip(reversed(messages), reversed(texts), strict=True) if m["role"] == "user"), "")
+    said = zip(reversed(messages), reversed(texts), strict=True)
+    asked = next((text for message, text in said if message.get("role") == "user"), "")
     prompt = texts[0] if messages and messages[0].get("role") == "system" else ""
     return not any(name in prompt for name in signs.files_named(asked))
 

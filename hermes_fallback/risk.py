@@ -51,8 +51,13 @@ def model() -> Model:
 
 def probability(events: Sequence[Event]) -> float:
     """Return how likely a task is to fail in which this has happened so far; events oldest first."""
+    return chance(counts(events))
+
+
+def chance(counted: Sequence[int]) -> float:
+    """Return how likely a task is to fail with these counts, in the order of COUNTS."""
     fitted = model()
-    score = sum(steps[min(count, len(steps) - 1)] for steps, count in zip(fitted.points, counts(events), strict=True))
+    score = sum(steps[min(count, len(steps) - 1)] for steps, count in zip(fitted.points, counted, strict=True))
     return 1.0 / (1.0 + math.exp(-(fitted.intercept + fitted.slope * score)))
 
 
