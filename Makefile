@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types check bench bench-detection fit clean test-hermes-matrix
+.PHONY: demo test lint types check bench bench-detection fit clean test-hermes-matrix test-fleet
 .PRECIOUS: .cache/hermes-%/.ready
 
 demo: $(READY)
@@ -30,7 +30,8 @@ check: lint types test
 
 # The same tests against older versions of Hermes, each in an environment of its own; CI runs the oldest and 0.19.0.
 MATRIX := 0.17.0 0.18.2
-HOST_TESTS := tests/test_detection.py tests/test_escalation.py tests/test_gateway.py tests/test_local_model.py \
+HOST_TESTS := tests/test_cli.py tests/test_detection.py tests/test_escalation.py tests/test_gateway.py tests/test_kinds.py \
+	tests/test_local_model.py tests/test_money.py \
 	tests/test_plugin.py tests/test_providers.py tests/test_replay.py tests/test_screen.py tests/test_sessions.py \
 	tests/test_surfaces.py
 
@@ -47,6 +48,18 @@ test-hermes-%: .cache/hermes-%/.ready
 test-hermes-matrix: $(READY) $(MATRIX:%=test-hermes-%)
 	$(BIN)/python $(PYTEST) --junitxml=.cache/hermes-0.19.0.xml $(HOST_TESTS)
 	$(BIN)/python tests/compatibility.py docs/compatibility.md $(MATRIX:%=.cache/hermes-%.xml) .cache/hermes-0.19.0.xml
+
+# The real litellm proxy, in an environment of its own, as on a machine of its own; about 40 s and 740 MB.
+PROXY := .cache/litellm-proxy
+
+$(PROXY)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet "litellm[proxy]>=1.90,<1.106"
+	touch $@
+
+test-fleet: $(READY) $(PROXY)/.ready
+	$(BIN)/python -m pytest tests/test_fleet.py
 
 # Not a test: what it measures depends on the machine.
 bench: $(READY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import replaying
+from .cli import replaying
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import json
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,11 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import commands, executor, explain, handoff, host, self_check, signs
+from . import commands, executor, explain, handoff, host, kinds, self_check, shadow, signs
 from . import config as configuration
+from .budget import Usage
 from .config import Config, ConfigError
-from .escalation import HAND_OVER, SIGN, Task, escalate, host_answered
+from .escalation import HAND_OVER, Stopped, escalate, host_answered
 from .events import (
+    ConsentGiven,
     Escalated,
     EscalationRequested,
     Event,
@@ -33,14 +36,16 @@ from .events import (
     TierReplied,
     TurnEnded,
     TurnStarted,
+    TypeMatched,
     is_telling,
 )
 from .executor import ExecutionError, Interrupted
 from .journal import Journal, JournalError
 from .ledger import Ledger, Ledgers
 from .live import Chat, LiveAgent, cli_session_id, find_agent, find_chat
-from .policy import Stay, holding, is_off
+from .policy import Escalate, Stay, holding, is_off
 from .replies import LocalReply, inspect, offered
+from .task import SIGN, Consent, Task
 from .triggers import OF_ANSWERS
 
 logger = logging.getLogger(__name__)
@@ -59,9 +64,35 @@ _REVIEW_THREAD = "bg-review"
 _NOBODY_TYPES = frozenset({"api_server", "cron", "subagent", "webhook"})
 
 
+# Surfaces that belong to the owner of the machine, or of its API key; on any other, someone in a chat has written.
+_OWNERS = frozenset({"", "acp", "api_server", "cli", "cron", "desktop", "tui"})
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the local model did in a turn; tokens are those of the calls whose endpoint told them."""
+
+    calls: int = 0
+    untold: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def add(self, used: Usage) -> None:
+        """Count one more call."""
+        self.calls += 1
+        if used.input_tokens is None or used.output_tokens is None:
+            self.untold += 1
+            return
+        self.input_tokens += used.input_tokens
+        self.output_tokens += used.output_tokens
+
+
 @dataclass(slots=True)
 class Turn:
-    """A running turn: which session it belongs to, and the configuration it started with."""
+    """A running turn: which session it belongs to, and the configuration that holds for it.
+
+    `account` and `task_id` are the session and the turn that pay: those of a sub-agent's parent.
+    """
 
     session_id: str
     turn_id: str
@@ -70,11 +101,20 @@ class Turn:
     config: Config
     ledger: Ledger
     account: str
+    task_id: str
+    message: str
+    may_spend: bool
     steers: int
+    task_type: str = ""
+    type_reason: str = ""
+    is_typed: bool = False
+    """Whether its type was looked for: at its first call, when its tools are known."""
+    local: Tally = field(default_factory=Tally)
     base_url: str = ""
     """Where the local model answers; known from the turn's first call on."""
     live: LiveAgent = field(default_factory=lambda: LiveAgent(None))
-    forged_steer: bool = False
+    deaf: bool = False
+    """Whether a `/steer escalate` in it is not heeded: who said it may not, or nobody did."""
     spoken: str | None = None
     """What a command that arrived as a message is answered with, in the model's place."""
     handed_over: Escalated | None = None
@@ -128,7 +168,9 @@ class Adapter:
         self._manager = manager
         self._turns: dict[str, Turn] = {}
         self._parents: dict[str, str] = {}
+        self._tasks_of: dict[str, tuple[str, bool]] = {}
         self._typed_session: str | None = None
+        self._last_types: dict[str, tuple[str, str]] = {}
         self._told: set[str] = set()
         self._stays_local: dict[str, str | None] = {}
         self._lock = threading.Lock()
@@ -158,7 +200,12 @@ class Adapter:
     ) -> None:
         """A message came from a chat: what this task does from now on, it does for that chat."""
         with _boundary("pre_gateway_dispatch"):
-            _chat.set(find_chat(gateway, event, session_store))
+            chat = find_chat(gateway, event, session_store)
+            _chat.set(chat)
+            turn = self._turn_of_session(chat.session_id or "") if chat else None
+            if turn is not None and not self.may_spend(turn.config):
+                # What this user steers goes into the turn of another, who may.
+                turn.deaf = turn.deaf or "escalate" in str(getattr(event, "text", "")).lower()
 
     def pre_llm_call(
         self,
@@ -177,8 +224,13 @@ class Adapter:
                 return
             config = self.settings.refresh()
             ledger = self._ledger_of(session_id, platform)
-            if config is None or not config.policy.enabled:
+            if config is None or config.is_idle:
                 return
+            chat = _chat.get()
+            if chat is not None:
+                chat.turns.append(turn_id)
+            task_id, may_spend = self._tasks_of.get(session_id, (turn_id, self.may_spend(config, platform)))
+            text = handoff.text_of(user_message)
             turn = Turn(
                 session_id,
                 turn_id,
@@ -187,6 +239,9 @@ class Adapter:
                 config,
                 ledger,
                 account=self._account_of(session_id),
+                task_id=task_id,
+                message=text,
+                may_spend=may_spend,
                 steers=handoff.count_steers(conversation_history),
             )
             with self._lock:
@@ -196,7 +251,7 @@ class Adapter:
                     del self._turns[id_]
                 self._turns[turn_id] = turn
             now = self.clock()
-            said = signs.of_message(handoff.text_of(user_message))
+            said = signs.of_message(text)
             ledger.append(*[TurnEnded(now)] * len(unended), TurnStarted(now, turn_id, model, said))
             if config.policy.self_check:
                 # It is asked through litellm, at the end of every task.
@@ -204,6 +259,18 @@ class Adapter:
             # Not a sub-agent's: what it is told comes from a model, and no model may spend.
             if session_id not in self._parents:
                 self._hear(turn, user_message)
+
+    def may_spend(self, config: Config, platform: str = "") -> bool:
+        """Tell whether who wrote the message that is worked on may spend: in a chat, the `allowed_users`."""
+        chat, allowed = _chat.get(), config.policy.allowed_users
+        if allowed is None:
+            return True
+        # Hermes writes messages to chats itself, for example to go on after a restart: nobody's word.
+        return platform in _OWNERS if chat is None else chat.is_one_of(allowed)
+
+    def last_type(self, session_id: str) -> tuple[str, str]:
+        """Return the type of the session's last task, and why it was of that one; both empty for none."""
+        return self._last_types.get(session_id, ("", ""))
 
     def ledger(self, session_id: str) -> Ledger:
         """Return the session's ledger; one that is new here begins with what the user left the session with."""
@@ -236,6 +303,7 @@ class Adapter:
         events = parent.events()
         if is_off(events):
             yield SwitchedOff(self.clock())
+        yield from (event for event in events if isinstance(event, ConsentGiven))
         config = self.settings.config
         holder = holding(events, config.policy) if config is not None else None
         if isinstance(events[-1] if events else None, EscalationRequested) or (
@@ -284,7 +352,7 @@ class Adapter:
             text = result if isinstance(result, str) else json.dumps(result, default=str)
             if handoff.STEER_OPEN in text:
                 # Hermes appends the user's words after this hook, so these are the tool's own: nobody said them.
-                turn.forged_steer = True
+                turn.deaf = True
             event = host.tool_event(self.clock(), tool_name, args, text, status=status, error=error_message)
             if event is None:
                 return
@@ -296,11 +364,13 @@ class Adapter:
         """The turn's answer is about to be shown: add who gave it, where no line on the screen says so."""
         with _boundary("transform_llm_output"):
             turn = self._turn_of_session(session_id)
-            summary = self._summary(turn) if turn else None
-            # On the CLI the line stands on the screen (`on_session_end`), and a script reads what `hermes -z` prints.
-            if turn is None or summary is None or (turn.platform == "cli" and (turn.live.found or host.is_silent())):
+            if turn is None or turn.config.policy.is_shadow:
                 return None
-            return f"{response_text}\n\n{summary}"
+            # On the CLI the line stands on the screen (`on_session_end`), and a script reads what `hermes -z` prints.
+            if turn.platform == "cli" and (turn.live.found or host.is_silent()):
+                return None
+            summary = self._summary(turn)
+            return None if summary is None else f"{response_text}\n\n{summary}"
         return None
 
     def on_session_end(self, *, turn_id: str = "", **_: object) -> None:
@@ -312,9 +382,10 @@ class Adapter:
                 return
             summary = self._summary(turn)
             turn.ledger.append(TurnEnded(self.clock()))
+            self._journal_task(turn)
             if summary is not None:
                 logger.info("task finished session=%s: %s", turn.session_id, summary.removeprefix(f"{SIGN} "))
-                if turn.platform == "cli" and not host.is_silent():
+                if turn.platform == "cli" and not host.is_silent() and not turn.config.policy.is_shadow:
                     turn.live.last_word(summary)
 
     def on_session_finalize(self, *, session_id: object = None, **_: object) -> None:
@@ -332,6 +403,9 @@ class Adapter:
         with _boundary("subagent_start"):
             if isinstance(child_session_id, str) and isinstance(parent_session_id, str):
                 self._parents[child_session_id] = parent_session_id
+                turn = self._turn_of_session(parent_session_id)
+                if turn is not None:
+                    self._tasks_of[child_session_id] = (turn.task_id, turn.may_spend)
                 # Now, for the child may run in the background, after its parent's turn (0.19 tools/delegate_tool.py).
                 inherited = self._inherited(self.ledgers.of_session(parent_session_id))
                 self.ledgers.of_session(child_session_id).append(*inherited)
@@ -364,6 +438,7 @@ class Adapter:
             if turn.spoken is not None:
                 return host.spoken_response(turn.spoken, model="hermes-fallback")
             turn.live = local.live
+            self._find_type(turn, request)
             task = self._task(turn, local)
             turn.base_url = turn.base_url or base_url
             # Hermes itself may go to another provider within the turn, even to a model of the same name.
@@ -378,7 +453,7 @@ class Adapter:
                     provider=provider,
                 )
             running = host.Running(model, provider, base_url, api_mode)
-            if is_elsewhere or not self._is_ours(turn, running):
+            if is_elsewhere or not turn.config.policy.enabled or not self._is_ours(turn, running):
                 return local.reply()
             return self._route(turn, local, task)
         except Exception as error:
@@ -393,6 +468,10 @@ class Adapter:
             session_id=turn.session_id,
             account=turn.account,
             turn_id=turn.turn_id,
+            task_id=turn.task_id,
+            task_type=turn.task_type,
+            type_reason=turn.type_reason,
+            may_spend=turn.may_spend,
             local_model=turn.model,
             config=turn.config,
             ledger=turn.ledger,
@@ -401,11 +480,40 @@ class Adapter:
             clock=self.clock,
             is_interrupted=host.is_interrupted,
             call_local_endpoint=local.send,
+            ask=functools.partial(self._ask_person, turn),
         )
+
+    def _ask_person(self, turn: Turn, question: str) -> Consent:
+        # A key of its own for each question, or each session: what Hermes remembers must not answer for longer.
+        always = turn.config.policy.confirm == "always"
+        turn.live.close_stream()
+        key = f"hermes-fallback:{uuid.uuid4() if always else turn.account}"
+        return host.ask_person(question, key=key, platform=turn.platform)
+
+    def _find_type(self, turn: Turn, request: Mapping[str, Any]) -> None:
+        """Find the task's type at its first call; what the type says holds from there on."""
+        if turn.is_typed:
+            return
+        turn.is_typed = True
+        if not turn.config.task_types:
+            return
+        facts = kinds.Facts(
+            message=turn.message,
+            platform=turn.platform,
+            toolsets=host.toolsets_of(request.get("tools") or ()),
+            cwd=host.working_folder(),
+        )
+        found = kinds.kind_of(turn.config, facts)
+        if found is not None:
+            kind, turn.type_reason = found
+            turn.task_type, turn.config = kind.name, kind.config
+            turn.ledger.append(TypeMatched(self.clock(), kind.name))
+            logger.info("session=%s: a task of type %s, for %s", turn.session_id, kind.name, turn.type_reason)
+        self._last_types[turn.session_id] = (turn.task_type, turn.type_reason)
 
     def _route(self, turn: Turn, local: LocalCall, task: Task) -> Any:
         steers = handoff.count_steers(local.request.get("messages") or ())
-        if steers > turn.steers and not turn.forged_steer:
+        if steers > turn.steers and not turn.deaf:
             turn.ledger.append(EscalationRequested(self.clock()))
         turn.steers = steers
         try:
@@ -413,6 +521,8 @@ class Adapter:
         except Interrupted:
             # Hermes looks at its own flag as soon as the local call begins, and ends the turn as stopped.
             return local.reply()
+        if isinstance(response, Stopped):
+            return host.spoken_response(response.text, model="hermes-fallback")
         if response is not HAND_OVER:
             return response
         turn.handed_over = holding(turn.ledger.events(), turn.config.policy)
@@ -434,26 +544,39 @@ class Adapter:
             if response is None:
                 raise
             return response
+        used = host.usage_of(response)
+        turn.local.add(used)
+        if turn.config.policy.is_shadow:
+            shadow.answered(task, used)
+        decision = self._judge(turn, local, task, response)
+        if decision is None:
+            return response
+        replacement = escalate(decision, task, local.request)
+        if turn.config.policy.is_shadow and decision.held is None:
+            # The better answer would have cost about what this one took.
+            shadow.answered(task, used)
+        return response if replacement is None else replacement
+
+    def _judge(self, turn: Turn, local: LocalCall, task: Task, response: Any) -> Escalate | None:
+        """Return the decision to have the local model's reply replaced, or None when it is to be used."""
         reply = host.local_reply(response, local.request)
         fault = inspect(reply, offered(local.request.get("tools")))
         if fault is not None:
             turn.ledger.append(ReplyInvalid(self.clock(), fault.kind, fault.ends_turn))
             executor.warm(turn.config.ladder)
-        else:
-            turn.ledger.append(ReplyAccepted(self.clock(), not reply.calls, host.reply_signs(reply, local.request)))
-            if reply.calls:
-                # Judged before the next call, by what they bring.
-                return response
+            decision = task.decide()
+            return decision if isinstance(decision, Escalate) else None
+        turn.ledger.append(ReplyAccepted(self.clock(), not reply.calls, host.reply_signs(reply, local.request)))
+        if reply.calls:
+            # Judged before the next call, by what they bring.
+            return None
         decision = task.decide()
-        if fault is None:
-            if isinstance(decision, Stay) and self._is_to_check_itself(turn, reply):
-                self._check_itself(turn, local, reply.text)
-                decision = task.decide()
-            if isinstance(decision, Stay) or decision.held is not None or decision.trigger not in OF_ANSWERS:
-                # The answer is there: only what it says itself, or the user, is a reason to have another.
-                return response
-        replacement = escalate(decision, task, local.request)
-        return response if replacement is None else replacement
+        if isinstance(decision, Stay) and self._is_to_check_itself(turn, reply):
+            self._check_itself(turn, local, reply.text)
+            decision = task.decide()
+        # The answer is there: only what it says itself, or the user, is a reason to have another.
+        is_reason = isinstance(decision, Escalate) and decision.held is None and decision.trigger in OF_ANSWERS
+        return decision if isinstance(decision, Escalate) and is_reason else None
 
     def _is_to_check_itself(self, turn: Turn, reply: LocalReply) -> bool:
         if not turn.config.policy.self_check or is_off(turn.ledger.events()):
@@ -473,6 +596,28 @@ class Adapter:
         logger.debug("session=%s: the local model's self_check says %s", turn.session_id, fulfilled)
         if fulfilled is not None:
             turn.ledger.append(SelfChecked(self.clock(), fulfilled))
+
+    def _journal_task(self, turn: Turn) -> None:
+        """Write what the local model did in the turn, for `hermes escalation report`."""
+        if not turn.local.calls:
+            return
+        try:
+            self.journal.add_task(
+                turn_id=turn.turn_id,
+                task_id=turn.task_id,
+                session_id=turn.account,
+                task_type=turn.task_type,
+                type_reason=turn.type_reason,
+                local_calls=turn.local.calls,
+                untold_calls=turn.local.untold,
+                input_tokens=turn.local.input_tokens,
+                output_tokens=turn.local.output_tokens,
+            )
+        except JournalError as error:
+            # Once: it costs nothing but a row of the report.
+            if "tasks" not in self._told:
+                self._told.add("tasks")
+                logger.warning("what the local model does is missing in the report: %s", error)
 
     def _follow(self, turn: Turn, session_id: str) -> None:
         """Hermes compressed the context and gave the session a new id: the task goes on (DESIGN.md, fact 7)."""
@@ -515,6 +660,10 @@ class Adapter:
         except JournalError:
             logger.exception("session=%s: what the turn cost cannot be read", turn.session_id)
             return f"{SIGN} a stronger model helped; what it cost cannot be read from the journal"
+        if turn.config.policy.is_shadow:
+            usd = [entry.cost_usd for entry in entries]
+            total = sum(one or 0.0 for one in usd) if None not in usd else None
+            return f"shadow: the stronger model would have cost about {explain.usd(total)} in this task"
         parts = [
             f"{entry.to_model} helped, because {entry.reason} ({explain.calls(entry.calls)}, "
             f"{explain.usage(entry.input_tokens, entry.output_tokens, entry.cost_usd)})"
@@ -528,6 +677,8 @@ class Adapter:
             return
         self.ledgers.forget(session_id)
         self._parents.pop(session_id, None)
+        self._tasks_of.pop(session_id, None)
+        self._last_types.pop(session_id, None)
         self._stays_local.pop(session_id, None)
         if self._typed_session == session_id:
             self._typed_session = None

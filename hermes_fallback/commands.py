@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import executor, explain
+from . import budget, executor, explain
 from .config import Config
 from .events import EscalationRequested, SwitchedAuto, SwitchedOff
 from .journal import JournalError
@@ -25,7 +25,10 @@ HELP = """\
 /escalate help     this text
 While a turn runs, type `/steer escalate`; in a chat, /escalate stops the turn and the stronger model goes on."""
 
-_SPOKEN = re.compile(r"\s*(?:/escalate(?:@\w+)?(?:[ \t]+(?P<word>\w+))?|escalate)\s*", re.IGNORECASE)
+# In a session that several share, Hermes puts the name of who wrote a message before it.
+_SPOKEN = re.compile(
+    r"\s*(?:\[[^\]\n]{1,80}\] )?(?:/escalate(?:@\w+)?(?:[ \t]+(?P<word>\w+))?|escalate)\s*", re.IGNORECASE
+)
 
 
 def spoken(message: object) -> str | None:
@@ -49,7 +52,7 @@ def escalate(adapter: Adapter, raw_args: str, *, session_id: str) -> str:
         return "hermes-fallback is not active: its configuration has faults. Run `hermes escalation check`."
     if config is None:
         return "hermes-fallback is idle: there is no `model_routing` block in Hermes's config.yaml."
-    if not config.policy.enabled:
+    if config.is_idle:
         return "hermes-fallback is switched off: `fallback_policy.enabled` is false in Hermes's config.yaml."
     return _WORDS[word](adapter, config, adapter.ledger(session_id), session_id)
 
@@ -59,7 +62,11 @@ def _now(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> s
         return "Not done: `user_request` is not in `fallback_policy.trigger_on`."
     if (reason := adapter.stays_local_because(session_id)) is not None:
         return f"Not done: this session stays local, because {reason}."
+    if not adapter.may_spend(config):
+        return "Not done: you are not in `fallback_policy.allowed_users`, and the stronger model costs money."
     ledger.append(EscalationRequested(adapter.clock()))
+    if config.policy.is_shadow:
+        return "Noted, but `enabled: shadow` pays for nothing: the local model goes on."
     executor.warm(config.ladder)
     when = "from its next step on" if adapter.is_running(session_id) else "with your next message"
     return f"{config.ladder[0].name} takes over {when}, until that task is done."
@@ -68,14 +75,17 @@ def _now(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> s
 def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
     events = ledger.events()
     holder = holding(events, config.policy)
-    if holder is not None and adapter.is_running(session_id):
+    if holder is not None and adapter.is_running(session_id) and not config.policy.is_shadow:
         now = f"{holder.model} has the task, because {explain.reason(holder.trigger, holder.evidence)}."
     elif is_off(events):
         now = "The local model answers; escalation is off in this session (/escalate auto switches it on)."
     else:
+        verb = "would take over, if it were not for `enabled: shadow`" if config.policy.is_shadow else "takes over"
         ladder = ", then ".join(tier.name for tier in config.ladder)
-        now = f"The local model answers; when it gets stuck, {ladder} takes over."
-    return f"{now}\n{_spent(adapter, session_id)}"
+        now = f"The local model answers; when it gets stuck, {ladder} {verb}."
+    kind, because = adapter.last_type(session_id)
+    typed = f"\nThe task is of type {kind}, for {because}." if kind else ""
+    return f"{now}{typed}\n{_spent(adapter, session_id)}{_left(adapter, config, session_id)}"
 
 
 def _why(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
@@ -132,7 +142,16 @@ def _spent(adapter: Adapter, session_id: str) -> str:
     if not entries:
         return "This session has cost nothing so far."
     return "\n".join(
-        f"{entry.to_model}: {explain.outcome(entry.calls, entry.failed)}, "
+        f"{'shadow: ' if entry.is_shadow else ''}{entry.to_model}: {explain.outcome(entry.calls, entry.failed)}, "
         f"{explain.usage(entry.input_tokens, entry.output_tokens, entry.cost_usd)}"
         for entry in reversed(entries)
     )
+
+
+def _left(adapter: Adapter, config: Config, session_id: str) -> str:
+    try:
+        spent = adapter.journal.spent(task_id="", account=session_id)
+    except JournalError:
+        return ""  # said above
+    nearest = budget.left(config.policy.budget, spent)
+    return "" if nearest is None else f"\nOf the budget, {nearest}."

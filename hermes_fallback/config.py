@@ -1,25 +1,20 @@
 """Turns the `model_routing` block of Hermes's config.yaml into a frozen `Config`, or names every fault in it at once.
 
-`schema.json` says what is allowed, the dataclasses here what is default. Shapes are checked by jsonschema, which is
-imported only when there is a block to check (its import costs more than all of ours).
+`schema.json` says what is allowed (`faults.py` says what is not), the dataclasses here what is default.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast, get_args
 
 from .events import TriggerName
+from .faults import faults as faults_of
 
-if TYPE_CHECKING:
-    from jsonschema.exceptions import ValidationError
-
-DEFAULT_TRIGGERS: tuple[TriggerName, ...] = get_args(TriggerName)
+DEFAULT_TRIGGERS: tuple[TriggerName, ...] = tuple(name for name in get_args(TriggerName) if name != "task_type")
+"""All that watch the model; `task_type` fires by `start_on` alone."""
 PRIMARY = "primary"
 """The provider name of a tier that is another model on the local model's own endpoint."""
 HERMES = "hermes"
@@ -31,7 +26,8 @@ _LOCAL_SERVERS = {"custom", "local", "ollama", "lmstudio", "lm-studio", "lm_stud
     "llama-cpp",
     "llama_cpp",
 }
-_KEY_LIKE = re.compile(r"(?i)key|secret|token$|password|authorization")
+SHADOW = "shadow"
+"""The value of `enabled` with which everything is decided and journaled, and nothing is paid."""
 
 
 class ConfigError(Exception):
@@ -68,6 +64,24 @@ class Primary:
 
 
 @dataclass(frozen=True, slots=True)
+class Price:
+    """What a model costs, in dollars per million tokens; cached input costs as much as other input unless given."""
+
+    input_per_million_usd: float
+    output_per_million_usd: float
+    cached_input_per_million_usd: float | None = None
+
+    def of(self, input_tokens: int, output_tokens: int, *, cached_tokens: int = 0) -> float:
+        """Return dollars; `cached_tokens` are those of the input that were read from the provider's cache."""
+        cached = self.cached_input_per_million_usd
+        cached = self.input_per_million_usd if cached is None else cached
+        fresh = max(0, input_tokens - cached_tokens)
+        return (
+            fresh * self.input_per_million_usd + cached_tokens * cached + output_tokens * self.output_per_million_usd
+        ) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
 class Tier:
     """One stronger model, in litellm's words for provider and model."""
 
@@ -78,6 +92,7 @@ class Tier:
     max_tokens: int | None = None
     temperature: float | None = None
     timeout_seconds: float = 300.0
+    price: Price | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -92,10 +107,32 @@ class Tier:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """When to escalate, and for how long (`hold`: to the end of the task, of the session, or so many calls)."""
+class Budget:
+    """How many dollars may be spent, per task, session, local day and local month; None is no limit."""
 
-    enabled: bool = True
+    per_task_usd: float | None = None
+    per_session_usd: float | None = None
+    per_day_usd: float | None = None
+    per_month_usd: float | None = None
+    max_escalations_per_session: int | None = None
+    on_exceeded: Literal["local", "ask", "stop"] = "local"
+    unknown_price: Literal["block", "allow"] = "block"
+
+    @property
+    def limits_money(self) -> bool:
+        """Whether any of the limits is in dollars."""
+        limits = (self.per_task_usd, self.per_session_usd, self.per_day_usd, self.per_month_usd)
+        return any(limit is not None for limit in limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """When to escalate, for how long (`hold`: to the end of the task, of the session, or so many calls), and for whom.
+
+    `allowed_users` are the chat users who may spend; None means all that Hermes listens to.
+    """
+
+    enabled: bool | Literal["shadow"] = True
     max_local_attempts: int = 3
     trigger_on: tuple[TriggerName, ...] = DEFAULT_TRIGGERS
     task_timeout_seconds: float = 900.0
@@ -103,6 +140,33 @@ class Policy:
     hold: Literal["task", "session"] | int = "task"
     sensitivity: Literal["low", "normal", "high"] = "normal"
     self_check: bool = False
+    confirm: Literal["never", "first_in_session", "always"] = "never"
+    allowed_users: tuple[str, ...] | None = None
+    budget: Budget = field(default_factory=Budget)
+
+    @property
+    def is_shadow(self) -> bool:
+        """Whether nothing is to be paid, only to be told what would have been."""
+        return self.enabled == SHADOW
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What a task must be like to be of a type: all that is given must hold, and of a list one."""
+
+    message: str | None = None
+    platform: tuple[str, ...] = ()
+    toolsets: tuple[str, ...] = ()
+    cwd: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskType:
+    """A kind of task and the configuration that holds for it."""
+
+    name: str
+    match: Match
+    config: Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +180,21 @@ class Handoff:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The whole block; `ladder` has at least one tier."""
+    """The whole block; `ladder` has at least one tier.
+
+    For a task, the `config` of the first of `task_types` that matches stands in its place.
+    """
 
     ladder: tuple[Tier, ...]
     primary: Primary | None = None
     policy: Policy = field(default_factory=Policy)
     handoff: Handoff = field(default_factory=Handoff)
+    task_types: tuple[TaskType, ...] = ()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is no kind of task for which anything is to be done."""
+        return not (self.policy.enabled or any(kind.config.policy.enabled for kind in self.task_types))
 
 
 def parse(block: object, *, source: str = "config.yaml", host_has_chain: bool = True) -> Config:
@@ -130,35 +203,87 @@ def parse(block: object, *, source: str = "config.yaml", host_has_chain: bool = 
     Raises:
         ConfigError: with every fault, each as `config.yaml: $.model_routing.…: what is wrong; what to write`.
     """
-    faults = [f"{source}: {fault}" for fault in _faults(block)]
+    faults = list(faults_of(block))
+    checked = cast("dict[str, Any]", block)
+    if not faults:
+        faults = list(_contradictions(checked, host_has_chain=host_has_chain))
     if faults:
-        raise ConfigError(faults)
-    checked = cast("dict[str, object]", block)
-    fallback = checked["fallback"]
-    entries = cast("list[dict[str, object] | str]", fallback if isinstance(fallback, list) else [fallback])
-    if HERMES in entries and not host_has_chain:
-        fault = (
-            "$.model_routing.fallback: hermes: Hermes has no `fallback_providers`; add one with `hermes fallback add`"
-        )
-        raise ConfigError([f"{source}: {fault}"])
-    tiers = [_HERMES_TIER if isinstance(entry, str) else entry for entry in entries]
-    primary = cast("dict[str, str] | None", checked.get("primary"))
-    policy = _policy(cast("dict[str, object]", checked.get("fallback_policy", {})))
-    if policy.self_check and "silent_failure" not in policy.trigger_on:
-        fault = (
-            "$.model_routing.fallback_policy.self_check: what it finds is evidence for `silent_failure`, which is not "
-            "in `trigger_on`; add it there"
-        )
-        raise ConfigError([f"{source}: {fault}"])
-    return Config(
-        ladder=tuple(Tier(**tier) for tier in tiers),  # type: ignore[arg-type]  # checked against the schema above
-        primary=Primary(**primary) if primary else None,
-        policy=policy,
-        handoff=_handoff(cast("dict[str, object]", checked.get("handoff", {}))),
-    )
+        raise ConfigError([f"{source}: {fault}" for fault in faults])
+    types = [
+        TaskType(entry["name"], _match(entry.get("match", {})), _config(_for_type(checked, entry)))
+        for entry in checked.get("task_types", ())
+    ]
+    return replace(_config(checked), task_types=tuple(types))
 
 
 _HERMES_TIER: dict[str, object] = {"provider": HERMES, "model": "Hermes's fallback_providers"}
+
+
+def _contradictions(block: dict[str, Any], *, host_has_chain: bool) -> Iterator[str]:
+    """Say what is wrong between keys that are well-formed each by itself."""
+    yield from _contradictions_of("$.model_routing", block, host_has_chain=host_has_chain)
+    names: set[str] = set()
+    for number, entry in enumerate(block.get("task_types", ())):
+        path = f"$.model_routing.task_types[{number}]"
+        if entry["name"] in names:
+            yield f"{path}.name: {entry['name']} is there twice; give each task type a name of its own"
+        names.add(entry["name"])
+        try:
+            re.compile(entry.get("match", {}).get("message", ""))
+        except re.error as error:
+            yield f"{path}.match.message: is no regular expression ({error}); escape what is meant literally with a \\"
+        if "fallback" in entry:
+            yield from _contradictions_of(path, _for_type(block, entry), host_has_chain=host_has_chain)
+
+
+def _contradictions_of(path: str, block: dict[str, Any], *, host_has_chain: bool) -> Iterator[str]:
+    if HERMES in _entries(block) and not host_has_chain:
+        yield f"{path}.fallback: hermes: Hermes has no `fallback_providers`; add one with `hermes fallback add`"
+    policy = _policy(block.get("fallback_policy", {}))
+    if policy.self_check and "silent_failure" not in policy.trigger_on:
+        yield (
+            f"{path}.fallback_policy.self_check: what it finds is evidence for `silent_failure`, which is not in "
+            "`trigger_on`; add it there"
+        )
+
+
+def _for_type(block: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the block as it reads for a task type: what the type says replaces, limits and numbers one by one."""
+    policy = dict(block.get("fallback_policy", {}))
+    overrides = {key: value for key, value in entry.items() if key not in {"name", "match", "fallback"}}
+    for key in ("budget", "triggers"):
+        if key in overrides:
+            overrides[key] = {**policy.get(key, {}), **overrides[key]}
+    fallback = entry.get("fallback", block["fallback"])
+    return {**block, "fallback": fallback, "fallback_policy": {**policy, **overrides}}
+
+
+def _entries(block: dict[str, Any]) -> list[dict[str, Any] | str]:
+    fallback = block["fallback"]
+    return fallback if isinstance(fallback, list) else [fallback]
+
+
+def _config(block: dict[str, Any]) -> Config:
+    primary = block.get("primary")
+    return Config(
+        ladder=tuple(_tier(_HERMES_TIER if isinstance(entry, str) else entry) for entry in _entries(block)),
+        primary=Primary(**primary) if primary else None,
+        policy=_policy(block.get("fallback_policy", {})),
+        handoff=_handoff(block.get("handoff", {})),
+    )
+
+
+def _tier(entry: Mapping[str, Any]) -> Tier:
+    price = {"price": Price(**entry["price"])} if "price" in entry else {}
+    return Tier(**{**entry, **price})
+
+
+def _match(entry: dict[str, Any]) -> Match:
+    def listed(key: str) -> tuple[str, ...]:
+        value = entry.get(key, ())
+        return (value,) if isinstance(value, str) else tuple(value)
+
+    return Match(entry.get("message"), listed("platform"), listed("toolsets"), listed("cwd"))
 
 
 def _model_name(model: str) -> str:
@@ -175,127 +300,24 @@ def _provider_name(provider: str) -> str:
     return "custom" if name in _LOCAL_SERVERS else name
 
 
-def _policy(checked: dict[str, object]) -> Policy:
-    values = dict(checked)
+def _policy(entry: dict[str, Any]) -> Policy:
+    values = dict(entry)
     overrides = cast("dict[TriggerName, dict[str, int]]", values.pop("triggers", {}))
     if "trigger_on" in values:
-        values["trigger_on"] = tuple(cast("list[TriggerName]", values["trigger_on"]))
-    after = {name: override["after"] for name, override in overrides.items()}
-    return Policy(after=after, **values)  # type: ignore[arg-type]  # checked against the schema above
+        values["trigger_on"] = tuple(values["trigger_on"])
+    if "allowed_users" in values:
+        values["allowed_users"] = tuple(map(str, values["allowed_users"]))
+    if values.pop("start_on", "primary") == "fallback":
+        values["trigger_on"] = ("task_type", *values.get("trigger_on", DEFAULT_TRIGGERS))
+    if "budget" in values:
+        values["budget"] = Budget(**values["budget"])
+    return Policy(after={name: override["after"] for name, override in overrides.items()}, **values)
 
 
-def _handoff(checked: dict[str, object]) -> Handoff:
-    values = dict(checked)
+def _handoff(entry: dict[str, Any]) -> Handoff:
+    values = dict(entry)
     if values.get("redact") is False:
         values["redact"] = "off"  # YAML reads a bare `off` as false
     if "never_send" in values:
-        values["never_send"] = tuple(cast("list[str]", values["never_send"]))
-    return Handoff(**values)  # type: ignore[arg-type]  # checked against the schema above
-
-
-def _faults(block: object) -> Iterator[str]:
-    # Imported here, not above: see the module's docstring.
-    from jsonschema import Draft202012Validator  # noqa: PLC0415
-
-    schema = json.loads(files(__package__).joinpath("schema.json").read_text("utf-8"))
-    errors = sorted(Draft202012Validator(schema).iter_errors(block), key=lambda error: error.json_path)
-    for error in errors:
-        path = "$.model_routing" + error.json_path.removeprefix("$")
-        yield from _sentences(path, error)
-
-
-def _sentences(path: str, error: ValidationError) -> Iterator[str]:  # noqa: C901, PLR0912  # one case a keyword
-    name = path.rpartition(".")[2]
-    value, rule = cast("Any", error.instance), cast("Any", error.validator_value)
-    match error.validator:
-        case "additionalProperties":
-            known = cast("Any", error.schema)["properties"]
-            for key in sorted(map(str, value.keys() - known.keys())):
-                yield f"{path}.{key}: {_unknown_key(key, known)}"
-        case "required":
-            for key in sorted(set(rule) - value.keys()):
-                yield f"{path}.{key}: is missing; {_EXAMPLES.get(key, f'write `{key}: …` here')}"
-        case "type":
-            yield f"{path}: {_shown(value)} is not {_TYPES[str(rule)]}; {_correction(name, value, str(rule))}"
-        case "minimum":
-            yield f"{path}: {value} is less than the minimum of {rule}; use {rule} or more"
-        case "maximum":
-            yield f"{path}: {value} is more than the maximum of {rule}; use {rule} or less"
-        case "exclusiveMinimum":
-            yield f"{path}: {value} is not more than {rule}; use a number above {rule}"
-        case "enum":
-            yield f"{path}: {_shown(value)} is not known; {_choice(str(value), rule)}"
-        case "minItems":
-            yield f"{path}: is empty; {_EXAMPLES.get(name, 'write at least one entry, or leave the key out')}"
-        case "minLength":
-            yield f"{path}: is empty; {_EXAMPLES.get(name.partition('[')[0], 'write a name')}"
-        case "uniqueItems":
-            yield f"{path}: names one entry twice; write each once"
-        case "pattern" if name == "api_key_env":
-            # What stands there may be the key itself, so it is not repeated.
-            yield f"{path}: is not the name of an environment variable; {_KEY_ADVICE}"
-        case "pattern":
-            yield f"{path}: {_without_login(str(value))} is not a plain URL; write one like http://127.0.0.1:11434/v1"
-        case "not" if not rule:
-            yield f"{path}: does not go with `provider: primary`, which has the local endpoint; remove this line"
-        case "not":
-            yield f"{path}.{value}: holds a secret; {_KEY_ADVICE}"
-        case _:
-            yield f"{path}: {error.message}"
-
-
-_KEY_ADVICE = (
-    "keep keys out of this file: put the key into Hermes's .env (or the environment), for example as OPENAI_API_KEY, "
-    "and write the variable's name here as `api_key_env: OPENAI_API_KEY`"
-)
-_EXAMPLES = {
-    "fallback": "write the stronger model, for example `fallback: {provider: openai, model: gpt-5.4}`",
-    "provider": "write litellm's name of the provider, for example `provider: openai`",
-    "model": "write the model's name, for example `model: gpt-5.4`",
-    "after": "write how many times, for example `after: 4`",
-    "never_send": "write a pattern of paths or a text, for example `never_send: ['*.pem']`",
-    "trigger_on": "name at least one trigger, leave the key out for all, or write `enabled: false`",
-}
-_TYPES = {
-    "object": "a block of keys",
-    "array": "a list",
-    "string": "text",
-    "boolean": "true or false",
-    "integer": "a whole number",
-    "number": "a number",
-}
-
-
-def _unknown_key(key: str, known: Mapping[str, object]) -> str:
-    if _KEY_LIKE.search(key) and key not in known and not difflib.get_close_matches(key, ["api_key_env"], cutoff=0.85):
-        return f"a key must not stand in this file; {_KEY_ADVICE}"
-    return f"unknown key; {_choice(key, list(known))}"
-
-
-def _choice(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"use one of {', '.join(sorted(known))}"
-
-
-def _correction(name: str, value: object, rule: str) -> str:
-    if rule == "string" and isinstance(value, int | float):
-        return f'write it in quotes: {name}: "{value}"'
-    if rule == "boolean":
-        return f"write `{name}: true` or `{name}: false`"
-    if rule in {"integer", "number"}:
-        return f"write a number, for example `{name}: 3`"
-    if rule == "array":
-        return f"write it as a list: `{name}: [{_shown(value)}]`" if isinstance(value, str) else "write a list"
-    return _EXAMPLES.get(name, f"write `{name}:` with its keys indented below it")
-
-
-def _shown(value: object) -> str:
-    shown = json.dumps(value, ensure_ascii=False, default=str)
-    # Whole blocks are not repeated: they may hold what does not belong into a log.
-    if isinstance(value, dict | list):
-        return "this block" if isinstance(value, dict) else "this list"
-    return shown if len(shown) <= 60 else f"{shown[:57]}…"  # one line of a terminal
-
-
-def _without_login(url: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//…@", url)
+        values["never_send"] = tuple(values["never_send"])
+    return Handoff(**values)

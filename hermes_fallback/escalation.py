@@ -1,71 +1,72 @@
 """Carries out a decision: asks the tiers in turn until one answers, and keeps ledger, journal, log and screen true.
 
-The only file in which money is spent. Nothing is asked before the journal has a row for it.
+The only file in which money is spent. Nothing is asked before `spending` has allowed it, by a row in the journal.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from . import executor, explain, handoff
-from .config import HERMES, PRIMARY, Config, Tier
-from .events import Escalated, EscalationFailed, TierReplied
-from .executor import ExecutionError, Interrupted, Reply
-from .journal import Journal, JournalError
-from .ledger import Ledger
-from .live import LiveAgent
-from .policy import Decision, Escalate, Stay, decide
+from . import executor, explain, handoff, shadow, spending
+from .budget import Usage, WorstCase
+from .config import HERMES, PRIMARY, Tier
+from .events import ConsentRefused, Escalated, EscalationFailed, TierReplied
+from .executor import BudgetExceeded, ExecutionError, Interrupted, Reply
+from .journal import JournalError, Reserved
+from .policy import Decision, Escalate
 from .redact import never_send_match
+from .spending import NotPermitted
+from .task import SIGN, Task
 
 logger = logging.getLogger(__name__)
-
-SIGN = "⚡"
-"""Begins every line that the user sees of us."""
-
 
 HAND_OVER = object()
 """Instead of an answer: Hermes itself is to go to its fallback providers (DESIGN.md, fact 5)."""
 
 
+_HOST_SECONDS = 1800.0
+"""How long a call of Hermes's own provider may take: its timeouts are not ours to know."""
+
+
 @dataclass(frozen=True, slots=True)
-class Task:
-    """What an escalation needs to know of its turn; `account` is the session that pays (a sub-agent's parent)."""
+class Stopped:
+    """Instead of an answer: the task ends with these words, for the budget is used up and the user wants it so."""
 
-    session_id: str
-    account: str
-    turn_id: str
-    local_model: str
-    config: Config
-    ledger: Ledger
-    journal: Journal
-    live: LiveAgent
-    clock: Callable[[], float]
-    is_interrupted: Callable[[], bool]
-    call_local_endpoint: Callable[[Mapping[str, Any]], Any]
-
-    def decide(self) -> Decision:
-        """Return who answers next, by what is known now."""
-        return decide(self.ledger.events(), self.config.policy, tiers=len(self.config.ladder), now=self.clock())
+    text: str
 
 
 def escalate(decision: Decision, task: Task, request: Mapping[str, Any]) -> Any | None:
-    """Return the first answer that a tier gives, HAND_OVER, or None when the local model is to answer.
+    """Return the first answer that a tier gives, HAND_OVER, Stopped, or None when the local model is to answer.
 
     Raises:
         Interrupted: the user said stop.
     """
+    if task.config.policy.is_shadow:
+        shadow.begin(decision, task)
+        return None
+    if not isinstance(decision, Escalate):
+        return None
+    over_budget = None
     # Each failure takes a tier out of the next decision, so this ends.
     while isinstance(decision, Escalate):
-        response = _ask(decision, task, request)
-        if response is not None:
-            return response
+        try:
+            response = _ask(decision, task, request)
+        except NotPermitted as refusal:
+            _refused(task, decision, refusal)
+            over_budget = str(refusal) if refusal.is_budget else over_budget
+        else:
+            if response is not None:
+                return response
         decision = task.decide()
-        if isinstance(decision, Stay):
-            task.live.notice(f"{SIGN} no stronger model answered; {task.local_model} goes on")
-            logger.warning("session=%s: no stronger model answered; %s goes on", task.session_id, task.local_model)
+    if over_budget is not None and task.config.policy.budget.on_exceeded == "stop":
+        return Stopped(f"{SIGN} The task stops here (`on_exceeded: stop`): {over_budget}.")
+    refused = isinstance(task.ledger.events()[-1], ConsentRefused)
+    words = "" if refused else "no stronger model answered; "
+    task.live.notice(f"{SIGN} {words}{task.local_model} goes on")
+    logger.warning("session=%s: %s%s goes on", task.session_id, words, task.local_model)
     return None
 
 
@@ -78,36 +79,54 @@ def _ask(decision: Escalate, task: Task, request: Mapping[str, Any]) -> Any | No
         return None
     reason = explain.reason(decision.trigger, decision.evidence)
     try:
-        journal_id = decision.held.journal_id if decision.held else _open(task, tier, decision, reason)
         if tier.provider == HERMES:
-            return _hand_over(decision, task, tier, journal_id=journal_id, reason=reason)
-        call = task.journal.start_call(journal_id, turn_id=task.turn_id)
+            return _hand_over(decision, task, tier, reason=reason)
+        prepared = _prepare(tier, task, request, reason)
+        reserved = spending.permit(decision, task, tier, reason=reason, worst=prepared.worst)
     except JournalError as error:
         _failed(task, decision, f"{tier.name}: not asked, for the journal cannot be written: {error}")
         return None
     if decision.held is None:
         task.live.notice(f"{SIGN} {task.local_model} → {tier.name}: {reason}")
+    return _call(decision, task, tier, prepared, reserved, reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A call that is ready to be made: what it costs at most, and how to make it with so many output tokens."""
+
+    worst: WorstCase | None
+    send: Callable[[int | None], Reply]
+
+
+def _call(
+    decision: Escalate, task: Task, tier: Tier, prepared: _Prepared, reserved: Reserved, *, reason: str
+) -> Any | None:
     started = task.clock()
+
+    def close(state: str, used: Usage, error: str | None = None) -> None:
+        seconds = task.clock() - started
+        _close(task, reserved.call, state, seconds=seconds, error=error, used=used)
+
     try:
-        reply = _call(tier, task, request, reason)
-    except Interrupted:
-        _close(task, call, "interrupted", seconds=task.clock() - started)
+        reply = prepared.send(reserved.max_tokens)
+    except Interrupted as stop:
+        close("interrupted", stop.used)
         logger.info("session=%s: the user stopped %s", task.session_id, tier.name)
         raise
+    except BudgetExceeded as error:
+        close("failed", error.used, str(error))
+        raise NotPermitted(str(error), is_budget=True) from error
     except ExecutionError as error:
-        _close(task, call, "failed", seconds=task.clock() - started, error=str(error))
+        close("failed", error.used, error.in_our_words)
         _failed(task, decision, str(error), transient=error.transient)
         return None
-    _answered(decision, task, tier, reply, reason=reason, journal_id=journal_id)
-    _close(
-        task,
-        call,
-        "answered",
-        seconds=reply.seconds,
-        input_tokens=reply.input_tokens,
-        output_tokens=reply.output_tokens,
-        cost_usd=reply.cost_usd,
-    )
+    except BaseException as error:
+        # A fault of ours must not leave the row as if the call still ran; what it used is not known.
+        close("failed", Usage(), type(error).__name__)
+        raise
+    _answered(decision, task, tier, reply, reason=reason, journal_id=reserved.escalation)
+    close("answered", Usage(reply.input_tokens, reply.output_tokens, reply.cost_usd))
     return reply.response
 
 
@@ -118,7 +137,8 @@ def host_answered(task: Task, ask: Callable[[], Any], *, tier: int, journal_id: 
         Exception: what `ask` raises; Hermes goes to its next provider then.
     """
     try:
-        call = task.journal.start_call(journal_id, turn_id=task.turn_id)
+        # No limit here: Hermes has switched already, and what it asks is asked.
+        call = task.journal.start_call(journal_id, turn_id=task.turn_id, task_id=task.task_id, seconds=_HOST_SECONDS)
         task.journal.set_model(journal_id, f"{provider}/{model}")
     except JournalError:
         # Hermes has switched already; the answer cannot be prevented here, only the missing row be said.
@@ -128,24 +148,17 @@ def host_answered(task: Task, ask: Callable[[], Any], *, tier: int, journal_id: 
     try:
         response = ask()
     except BaseException as error:
-        _close(
-            task, call, "failed", seconds=task.clock() - started, error=f"{provider}/{model}: {type(error).__name__}"
-        )
+        seconds, said = task.clock() - started, f"{provider}/{model}: {type(error).__name__}"
+        _close(task, call, "failed", seconds=seconds, error=said, used=Usage())
         raise
     usage = getattr(response, "usage", None)
     # OpenAI's names, or those of Anthropic and the Responses API.
     tokens_in = _first(usage, "prompt_tokens", "input_tokens")
     tokens_out = _first(usage, "completion_tokens", "output_tokens")
     task.ledger.append(TierReplied(task.clock(), tier))
-    _close(
-        task,
-        call,
-        "answered",
-        seconds=task.clock() - started,
-        input_tokens=tokens_in,
-        output_tokens=tokens_out,
-        cost_usd=executor.price(provider, model, tokens_in, tokens_out),
-    )
+    usd = executor.price(provider, model, tokens_in, tokens_out)
+    used = Usage(tokens_in, tokens_out, usd)
+    _close(task, call, "answered", seconds=task.clock() - started, used=used)
     return response
 
 
@@ -154,12 +167,14 @@ def _first(usage: object, *names: str) -> int | None:
     return next((number for number in found if isinstance(number, int)), None)
 
 
-def _hand_over(decision: Escalate, task: Task, tier: Tier, *, journal_id: int, reason: str) -> object | None:
+def _hand_over(decision: Escalate, task: Task, tier: Tier, *, reason: str) -> object | None:
     if not task.live.can_fall_over():
         message = "Hermes has no fallback provider left to go to; add one with `hermes fallback add`"
         _failed(task, decision, message, transient=False)
         return None
     if decision.held is None:
+        spending.permit_host(task, tier, reason=reason)
+        journal_id = task.journal.open_escalation(task.opening(decision, tier, reason))
         task.live.notice(f"{SIGN} {task.local_model} → {tier.name}: {reason}")
         task.ledger.append(
             Escalated(task.clock(), decision.tier, tier.name, decision.trigger, decision.evidence, journal_id)
@@ -175,19 +190,10 @@ def _hand_over(decision: Escalate, task: Task, tier: Tier, *, journal_id: int, r
     return HAND_OVER
 
 
-def _open(task: Task, tier: Tier, decision: Escalate, reason: str) -> int:
-    return task.journal.open_escalation(
-        session_id=task.account,
-        from_model=task.local_model,
-        to_model=tier.name,
-        trigger=decision.trigger,
-        reason=reason,
-    )
-
-
-def _call(tier: Tier, task: Task, request: Mapping[str, Any], reason: str) -> Reply:
+def _prepare(tier: Tier, task: Task, request: Mapping[str, Any], reason: str) -> _Prepared:
     if tier.provider == PRIMARY:
-        return _call_primary(tier, task, request)
+        worst = executor.worst_case(tier, request) if tier.price else None
+        return _Prepared(worst, lambda most: _call_primary(replace(tier, max_tokens=most), task, request))
     abilities = executor.abilities(tier)
     prepared = handoff.build(
         request,
@@ -199,8 +205,13 @@ def _call(tier: Tier, task: Task, request: Mapping[str, Any], reason: str) -> Re
         max_input_tokens=abilities.max_input_tokens,
         count_tokens=executor.token_counter(tier, request.get("tools")),
     )
-    on_text = task.live.stream if task.live.begin_answer() else _nobody_watches
-    return executor.complete(tier, prepared, is_interrupted=task.is_interrupted, on_text=on_text)
+
+    def send(most: int | None) -> Reply:
+        on_text = task.live.stream if task.live.begin_answer() else _nobody_watches
+        limited = replace(tier, max_tokens=most)
+        return executor.complete(limited, prepared, is_interrupted=task.is_interrupted, on_text=on_text)
+
+    return _Prepared(executor.worst_case(tier, prepared), send)
 
 
 def _call_primary(tier: Tier, task: Task, request: Mapping[str, Any]) -> Reply:
@@ -211,23 +222,20 @@ def _call_primary(tier: Tier, task: Task, request: Mapping[str, Any]) -> Reply:
     task.live.begin_answer()
     try:
         response = task.call_local_endpoint({**request, **given, "model": tier.model})
-    except InterruptedError as error:
-        raise Interrupted from error
     except Exception as error:
         cause = error.__cause__ or error
         if isinstance(cause, InterruptedError):
-            raise Interrupted from error
+            stop = Interrupted()
+            stop.used = Usage()
+            raise stop from error
         message = f"{tier.name}: the local endpoint did not answer for it [{type(cause).__name__}]; check `model`"
         raise ExecutionError(message, transient=False) from error
     usage = getattr(response, "usage", None)
-    return Reply(
-        response=response,
-        seconds=task.clock() - started,
-        input_tokens=getattr(usage, "prompt_tokens", None),
-        output_tokens=getattr(usage, "completion_tokens", None),
-        # Not nothing, even on this machine: a litellm proxy there may lead anywhere.
-        cost_usd=None,
-    )
+    tokens_in, tokens_out = _first(usage, "prompt_tokens"), _first(usage, "completion_tokens")
+    # Not nothing, even on this machine, unless the user says so: a litellm proxy there may lead anywhere.
+    known = tokens_in is not None and tokens_out is not None
+    usd = executor.cost(tier, tokens_in or 0, tokens_out or 0) if known else None
+    return Reply(response, task.clock() - started, tokens_in, tokens_out, usd)
 
 
 def _answered(decision: Escalate, task: Task, tier: Tier, reply: Reply, *, reason: str, journal_id: int) -> None:
@@ -255,11 +263,22 @@ def _failed(task: Task, decision: Escalate, error: str, *, transient: bool = Tru
     logger.warning("escalation failed session=%s trigger=%s: %s", task.session_id, decision.trigger, error)
 
 
-def _close(task: Task, call: int, state: str, **outcome: Any) -> None:
+def _refused(task: Task, decision: Escalate, refusal: NotPermitted) -> None:
+    """Keep what the user's rules do not allow from being asked again in this task, and say so."""
+    tier = task.config.ladder[decision.tier]
+    words = str(refusal) if str(refusal).startswith(tier.name) else f"{tier.name} is not asked: {refusal}"
+    if not isinstance(task.ledger.events()[-1], ConsentRefused):
+        task.ledger.append(EscalationFailed(task.clock(), decision.tier, words, transient=False))
+    task.live.notice(f"{SIGN} {words}")
+    kind = "budget" if refusal.is_budget else "consent"
+    logger.warning("not escalated session=%s trigger=%s (%s): %s", task.session_id, decision.trigger, kind, words)
+
+
+def _close(task: Task, call: int, state: str, *, seconds: float, used: Usage, error: str | None = None) -> None:
     try:
-        task.journal.end_call(call, state, **outcome)
+        task.journal.end_call(call, state, seconds=seconds, error=error, used=used)
     except JournalError:
-        # The answer is there and paid for; the row stays `started`, which says that its end is not known.
+        # The answer is there and paid for; the reservation goes on counting, and is taken for spent when it expires.
         logger.exception("session=%s: the end of a paid call could not be written", task.session_id)
 
 

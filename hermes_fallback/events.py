@@ -28,6 +28,7 @@ TriggerName = Literal[
     "provider_error",
     "silent_failure",
     "risk",
+    "task_type",
 ]
 ResultSign = Literal["rejected", "empty", "polls", "changes", "reads"]
 ReplySign = Literal["cannot", "announces", "claims_done", "asks", "unaided"]
@@ -126,6 +127,35 @@ class SelfChecked:
 
 
 @dataclass(frozen=True, slots=True)
+class TypeMatched:
+    """The task is of one of the user's `task_types`."""
+
+    at: float
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConsentGiven:
+    """A person said yes to spending."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConsentRefused:
+    """A person said no to spending in this task, or nobody who may was there to ask."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetLifted:
+    """A person said that this task may cost more than the budget."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class EscalationRequested:
     """The user said /escalate."""
 
@@ -185,6 +215,10 @@ Event = (
     | ReplyInvalid
     | CallFailed
     | SelfChecked
+    | TypeMatched
+    | ConsentGiven
+    | ConsentRefused
+    | BudgetLifted
     | EscalationRequested
     | SwitchedOff
     | SwitchedAuto

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .budget import NOTHING_USED, Usage, WorstCase
 from .config import Tier
 
 _IDLE_SECONDS = 90.0  # without a byte; a reasoning model may think for a minute before its first token
@@ -27,14 +28,31 @@ _POLL_SECONDS = 0.05
 _QUOTED_CHARS = 160
 _SURE_CHARS = 6000  # fewer fit into every window there is; counting them would cost more than it tells
 _OVERLAP_CHARS = 24
+# litellm 1.105 counts every model's tokens with OpenAI's tokenizers. Claude's make up to 1.35 times as many since 4.7
+# as before, when they made some more than OpenAI's already; and each provider frames tools in its own way.
+_COUNT_MARGIN, _CLAUDE_MARGIN, _FRAME_TOKENS = 1.1, 1.6, 400
 # The provider client's own, for 408, 409, 429, 5xx and connections; litellm 1.105 heeds it for OpenAI's chat alone, and
 # its `num_retries` would repeat a 401 as well.
 _RETRIES = 1
 
-_KEY = re.compile(r"\b(?:sk|pk|gsk|xai|key|AIza)[-_]?[\w*-]{6,}|(?<=Bearer )\S+")
+# The long hexadecimal is how a litellm proxy names a key: by its hash.
+_KEY = re.compile(r"\b(?:sk|pk|gsk|xai|key|AIza)[-_]?[\w*-]{6,}|(?<=Bearer )\S+|\b[0-9a-f]{40,}\b")
 
 # For every provider but OpenAI, litellm quotes the whole answer.
 _MESSAGE = re.compile(r'"message": ?"((?:[^"\\]|\\.)+)"')
+
+# What a litellm proxy says of a budget that is used up, whose it is, and how far (1.90 and 1.105, docs/fleet.md).
+_OVER_BUDGET = re.compile(r"Budget has been exceeded!|ExceededBudget: |No deployments available - crossed budget")
+_BUDGET_OF = re.compile(
+    r"(?:exceeded! |ExceededBudget: |LiteLLM (?:Virtual )?|budget for )"
+    r"(team ?member|key|team|end ?user|user|organization|project|tag|provider|deployment)",
+    re.IGNORECASE,
+)
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")  # of TeamMember
+_SPENT_OF_BUDGET = re.compile(
+    r"(?:Current cost: |Spend=\$?|provider [\w-]+: )(\d[\d.]*(?:e-?\d+)?)(?:, Estimated request cost: [^,]+)?"
+    r"(?:, Max budget: |, Budget=|, Limit=\$| >= )(\d[\d.]*(?:e-?\d+)?)(?![\w.])"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,16 +71,25 @@ class Reply:
 class ExecutionError(Exception):
     """A tier gave no usable reply; the message says what happened and how to mend it, without any content.
 
-    `transient`: a later try may go better.
+    `transient`: a later try may go better. `in_our_words` is the message without what the provider said: for the
+    journal, which keeps no word that is not ours.
     """
 
-    def __init__(self, message: str, *, transient: bool) -> None:
+    def __init__(self, message: str, *, transient: bool, in_our_words: str | None = None) -> None:
         super().__init__(message)
         self.transient = transient
+        self.in_our_words = message if in_our_words is None else in_our_words
+        self.used = NOTHING_USED
+
+
+class BudgetExceeded(ExecutionError):  # noqa: N818  # the budget did what it is for
+    """The provider's own budget for this key or team is used up (a litellm proxy says so): the model did not fail."""
 
 
 class Interrupted(Exception):  # noqa: N818  # nothing went wrong: the user said stop
     """The user stopped the turn during the call."""
+
+    used = NOTHING_USED
 
 
 def warm(ladder: Sequence[Tier]) -> None:
@@ -90,6 +117,7 @@ class Abilities:
 
     vision: bool | None
     max_input_tokens: int | None
+    tools: bool | None
 
 
 def abilities(tier: Tier) -> Abilities:
@@ -97,9 +125,13 @@ def abilities(tier: Tier) -> Abilities:
     try:
         info = _import_quietly().get_model_info(tier.model, custom_llm_provider=tier.provider)
     except Exception:  # noqa: BLE001  # litellm raises a plain Exception for a model that its map lacks
-        return Abilities(vision=None, max_input_tokens=None)
-    # The map says `supports_vision` only where it is so.
-    return Abilities(vision=bool(info.get("supports_vision")), max_input_tokens=info.get("max_input_tokens"))
+        return Abilities(vision=None, max_input_tokens=None, tools=None)
+    # The map says `supports_…` only where it is so; of tools, it does not say it of all that can.
+    return Abilities(
+        vision=bool(info.get("supports_vision")),
+        max_input_tokens=info.get("max_input_tokens"),
+        tools=info.get("supports_function_calling") or None,
+    )
 
 
 def token_counter(tier: Tier, tools: Sequence[Any] | None) -> Callable[[Sequence[Mapping[str, Any]]], int]:
@@ -136,9 +168,12 @@ def complete(
     stream = _Stream(arguments)
     try:
         _drain(stream, started=started, tier=tier, is_interrupted=is_interrupted, on_text=on_text)
+        return _reply(stream, tier, seconds=time.monotonic() - started)
+    except (ExecutionError, Interrupted) as error:
+        error.used = _used(stream, tier, handoff.get("tools"))
+        raise
     finally:
         stream.close()
-    return _reply(stream, tier, seconds=time.monotonic() - started)
 
 
 def _arguments(tier: Tier, handoff: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +188,9 @@ def _arguments(tier: Tier, handoff: Mapping[str, Any]) -> dict[str, Any]:
         **_cache_markers(tier),
         **tier.extra,
     }
-    optional = {"base_url": tier.base_url, "max_tokens": tier.max_tokens, "temperature": tier.temperature}
+    # OpenAI's own models take the new name only, or both; litellm knows that of those alone that are in its map.
+    most = "max_completion_tokens" if tier.provider == "openai" and tier.base_url is None else "max_tokens"
+    optional = {"base_url": tier.base_url, most: tier.max_tokens, "temperature": tier.temperature}
     arguments.update({name: value for name, value in optional.items() if value is not None})
     if tier.api_key_env is not None:
         key = os.environ.get(tier.api_key_env)
@@ -182,6 +219,7 @@ class _Stream:
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.chunks: list[Any] = []
         self.finish_reason_seen = True
+        self.error: Any = None
         self.said: Sequence[str] = ()
         self.messages = arguments["messages"]
         self._arguments = arguments
@@ -321,6 +359,7 @@ def _drain(
                 if speaking and (text := getattr(delta, "content", None)):
                     on_text(text)
             case "error", error:
+                stream.error = error
                 raise _execution_error(tier, error, stream.messages) from error
             case _:
                 return
@@ -351,21 +390,100 @@ def _reply(stream: _Stream, tier: Tier, *, seconds: float) -> Reply:
     )
 
 
-def price(provider: str, model: str, input_tokens: int | None, output_tokens: int | None) -> float | None:
-    """Return what a call of Hermes's own costs by litellm's prices, in dollars; None when that is not known."""
+def _used(stream: _Stream, tier: Tier, tools: Sequence[Any] | None) -> Usage:
+    """Return what a call used that was refused, broken off or stopped: what came is paid for, and what was read."""
+    if not stream.chunks and _was_refused(stream.error):
+        return NOTHING_USED
+    litellm = _import_quietly()
+    try:
+        usages = (chunk.usage for chunk in reversed(stream.chunks) if getattr(chunk, "usage", None))
+        # At the end of a stream that was cut, litellm makes one up.
+        told = next(usages, None) if stream.finish_reason_seen else None
+        # litellm counts what came (of the input, without the tools).
+        built = litellm.stream_chunk_builder(stream.chunks, messages=stream.messages) if stream.chunks else None
+        counted = getattr(getattr(built, "usage", None), "completion_tokens", 0)
+        tokens_in = getattr(told, "prompt_tokens", 0) or count_tokens(tier, stream.messages, tools)
+        tokens_out = max(getattr(told, "completion_tokens", 0) or 0, counted or 0)
+    except Exception:
+        logger.exception("%s: what an unfinished call used cannot be told", tier.name)
+        return Usage()
+    return Usage(tokens_in, tokens_out, cost(tier, tokens_in, tokens_out))
+
+
+def _was_refused(error: Any) -> bool:
+    """Tell whether the provider took up no work: it said no, or was not reached (litellm makes a 500 of that)."""
+    if error is None:
+        return False  # stopped, or waited for in vain: it may have been at work
+    status = getattr(error, "status_code", None)
+    timed_out = isinstance(error, _import_quietly().exceptions.Timeout) or status == 408
+    return isinstance(status, int) and status >= 400 and not timed_out
+
+
+def count_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
+    """Return the input tokens of a request as litellm counts them for the tier's model."""
+    litellm = _import_quietly()
+    return int(litellm.token_counter(model=f"{tier.provider}/{tier.model}", messages=list(messages), tools=tools))
+
+
+def worst_case(tier: Tier, handoff: Mapping[str, Any]) -> WorstCase | None:
+    """Return what a call with this handoff (`messages`, `tools`) costs at most; None when the price is not known."""
+    counted = count_tokens(tier, handoff["messages"], handoff.get("tools"))
+    margin = _CLAUDE_MARGIN if "claude" in tier.model.lower() else _COUNT_MARGIN
+    tokens = int(counted * margin) + _FRAME_TOKENS
+    # A thousand, for litellm to answer with a number that rounding leaves alone.
+    whole, read = cost(tier, tokens, 1000, written_to_cache=tokens), cost(tier, tokens, 0, written_to_cache=tokens)
+    if whole is None or read is None:
+        return None
+    return WorstCase(counted, read, (whole - read) / 1000)
+
+
+def cost(tier: Tier, input_tokens: int, output_tokens: int, *, written_to_cache: int = 0) -> float | None:
+    """Return dollars for so many tokens, by the tier's own `price` or litellm's; None when neither is known.
+
+    `written_to_cache` is how much of the input Claude may put into its prompt cache, which costs a quarter more.
+    """
+    if tier.price is not None:
+        return tier.price.of(input_tokens, output_tokens)
+    if not tier.is_litellm:
+        return None
+    plain = price(tier.provider, tier.model, input_tokens, output_tokens)
+    if plain is None or not written_to_cache:
+        return plain
+    writing = price(tier.provider, tier.model, input_tokens, output_tokens, written_to_cache=written_to_cache)
+    return max(plain, writing or 0.0)
+
+
+def price(
+    provider: str, model: str, input_tokens: int | None, output_tokens: int | None, *, written_to_cache: int = 0
+) -> float | None:
+    """Return what a call costs by litellm's prices, in dollars; None when that is not known."""
     if input_tokens is None or output_tokens is None:
         return None
     litellm = _import_quietly()
     try:
         costs = litellm.cost_per_token(
-            model=model, custom_llm_provider=provider, prompt_tokens=input_tokens, completion_tokens=output_tokens
+            model=model,
+            custom_llm_provider=provider,
+            prompt_tokens=input_tokens,
+            completion_tokens=output_tokens,
+            cache_creation_input_tokens=written_to_cache,
         )
         return _known(litellm, float(sum(costs)), provider, model)
     except Exception:  # noqa: BLE001  # litellm raises a plain Exception for a model that its price map lacks
         return None
 
 
-def _cost(litellm: Any, response: object, tier: Tier) -> float | None:
+def _cost(litellm: Any, response: Any, tier: Tier) -> float | None:
+    if tier.price is not None:
+        usage = getattr(response, "usage", None)
+        if usage is None:
+            return None
+        cached = getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None)
+        return tier.price.of(usage.prompt_tokens, usage.completion_tokens, cached_tokens=cached or 0)
+    # What a litellm proxy booked, or OpenRouter, under whatever name the model goes there.
+    booked = getattr(getattr(response, "usage", None), "cost", None)
+    if isinstance(booked, int | float) and not isinstance(booked, bool):
+        return float(booked)
     try:
         cost = litellm.completion_cost(
             completion_response=response, model=tier.model, custom_llm_provider=tier.provider
@@ -385,6 +503,9 @@ def _known(litellm: Any, cost: float, provider: str, model: str) -> float | None
 
 def _execution_error(tier: Tier, error: BaseException, messages: Sequence[Mapping[str, Any]]) -> ExecutionError:
     """Translate litellm's exception, most specific first."""
+    said = _quotable(str(error), messages)
+    if _is_over_budget(error, said):
+        return BudgetExceeded(f"{tier.name}: {_budget_words(str(error))}", transient=False)
     exceptions = _import_quietly().exceptions
     status = getattr(error, "status_code", None)
     # By status where there is one: litellm makes a plain APIError of a 403, and a 500 of a refused connection (1.105).
@@ -402,9 +523,35 @@ def _execution_error(tier: Tier, error: BaseException, messages: Sequence[Mappin
         (True, "the call broke off", True),
     )
     words, transient = next((words, transient) for matches, words, transient in kinds if matches)
-    said = _quotable(str(error), messages)
-    details = ", ".join(filter(None, [type(error).__name__, str(status or ""), said and f'"{said}"']))
-    return ExecutionError(f"{tier.name}: {words} [{details}]", transient=transient)
+    plain = ", ".join(filter(None, [type(error).__name__, str(status or "")]))
+    details = f'{plain}, "{said}"' if said else plain
+    return ExecutionError(
+        f"{tier.name}: {words} [{details}]", transient=transient, in_our_words=f"{tier.name}: {words} [{plain}]"
+    )
+
+
+def _is_over_budget(error: BaseException, said: str) -> bool:
+    """Tell whether a litellm proxy refused because a budget is used up; its status does not say: 422, in 1.90 429."""
+    body = getattr(error, "body", None)
+    kind = body.get("type") if isinstance(body, Mapping) else None
+    if kind == "budget_exceeded":
+        return True
+    # The budgets of a provider or a deployment are kept by the proxy's router, which says so in words only (1.105.7).
+    return kind in {None, "internal_server_error"} and _OVER_BUDGET.match(said) is not None
+
+
+def _budget_words(message: str) -> str:
+    """Say whose budget is used up and how far, and nothing else of the message, which may name the key by its hash."""
+    whose = _BUDGET_OF.search(message)
+    of = f" of this {_CAPITAL.sub(' ', whose[1]).lower()}" if whose else ""
+    spent = _SPENT_OF_BUDGET.search(message)
+    numbers = f" (spent {_dollars(spent[1])} of {_dollars(spent[2])})" if spent else ""
+    return f"the budget{of} is used up at the proxy{numbers}; raise it there, or wait for its next period"
+
+
+def _dollars(digits: str) -> str:
+    amount = float(digits)
+    return f"${amount:.2f}" if amount >= 1 else f"${amount:.4f}"
 
 
 def _quotable(message: str, messages: Sequence[Mapping[str, Any]]) -> str:

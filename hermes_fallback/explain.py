@@ -6,6 +6,7 @@ Nothing here quotes a prompt, an argument or a result: the words are ours, the n
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import assert_never
 
 from .events import (
@@ -20,6 +21,7 @@ from .events import (
     ToolSucceeded,
     TriggerName,
     TurnStarted,
+    TypeMatched,
 )
 
 FAULT_WORDS: dict[FaultKind, str] = {
@@ -54,6 +56,9 @@ def reason(trigger: TriggerName, evidence: Sequence[Event]) -> str:
             return "the task took longer than task_timeout_seconds"
         case "user_request":
             return "you asked for it with /escalate"
+        case "task_type":
+            names = [event.name for event in evidence if isinstance(event, TypeMatched)]
+            return f"tasks of the type “{''.join(names)}” start there"
         case "silent_failure":
             return _silent(evidence)
         case "risk":
@@ -67,8 +72,25 @@ def reason(trigger: TriggerName, evidence: Sequence[Event]) -> str:
 
 def usage(input_tokens: int | None, output_tokens: int | None, cost_usd: float | None) -> str:
     """Say what calls used: `3,100 tokens in, 95 out, $0.0092`; what is unknown is said, not shown as nothing."""
-    cost = "cost unknown" if cost_usd is None else f"${cost_usd:.4f}"
+    cost = "cost unknown" if cost_usd is None else usd(cost_usd)
     return f"{_count(input_tokens)} tokens in, {_count(output_tokens)} out, {cost}"
+
+
+def usd(dollars: float | None) -> str:
+    """Say an amount: `$0.0092`, `$12.50`, or that it is not known."""
+    if dollars is None:
+        return "an unknown amount"
+    return f"${dollars:.4f}" if dollars < 1 else f"${dollars:,.2f}"
+
+
+def local_time(at: str) -> str:
+    """Say when, in local time, to the minute; `at` is ISO 8601."""
+    return datetime.fromisoformat(at).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def tokens(count: int) -> str:
+    """Say how many tokens: `12,300 tokens`."""
+    return "1 token" if count == 1 else f"{count:,} tokens"
 
 
 def calls(count: int) -> str:

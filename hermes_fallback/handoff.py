@@ -25,7 +25,9 @@ STEER_CLOSE = "[/OUT-OF-BAND USER MESSAGE]"
 
 _STEERED_ESCALATE = re.compile(rf"\s*{re.escape(STEER_OPEN)}\s*/?escalate\s*{re.escape(STEER_CLOSE)}\s*$")
 # Alone, or behind the message that it interrupted, to which Hermes joins it.
-_SPOKEN_ESCALATE = re.compile(r"(?:\A|\n\n)\s*/escalate(?:@\w+)?\s*\Z|\A\s*escalate\s*\Z", re.IGNORECASE)
+_SPOKEN_ESCALATE = re.compile(
+    r"(?:\A|\n\n)\s*(?:\[[^\]\n]{1,80}\] )?/escalate(?:@\w+)?\s*\Z|\A\s*escalate\s*\Z", re.IGNORECASE
+)
 _GO_ON = "Go on with the task above, from where it was stopped."
 _BEGINNING = "(The beginning of this conversation is not here.)"
 _TOOL_NAME = re.compile(r"[^a-zA-Z0-9_-]")

@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from . import fingerprint, handoff, signs
+from .budget import Usage
 from .config import Config
 from .events import UNCHANGED, CallFailed, CallFailure, ReplySign, ToolFailed, ToolSucceeded
+from .live import approval_callback
 from .replies import Call, LocalReply, without_thinking
+from .task import Consent
 
 # A turn that makes only these calls beside its text has given its answer (0.19 agent/conversation_loop.py).
 _HOUSEKEEPING = frozenset({"memory", "todo", "skill_manage", "session_search"})
@@ -227,6 +230,13 @@ def local_reply(response: Any, request: Mapping[str, Any]) -> LocalReply:
     )
 
 
+def usage_of(response: Any) -> Usage:
+    """Return the tokens that an endpoint says a reply took."""
+    usage = getattr(response, "usage", None)
+    counts = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    return Usage(*(count if isinstance(count, int) else None for count in counts))
+
+
 def reply_signs(reply: LocalReply, request: Mapping[str, Any]) -> tuple[ReplySign, ...]:
     """Return the signs of a reply to the request (`messages`, `tools`)."""
     ends_turn = not reply.calls
@@ -261,6 +271,53 @@ def _answered_before(messages: Any) -> bool:
     return bool(names) and names <= _HOUSEKEEPING and bool(handoff.text_of(last.get("content")).strip())
 
 
+def can_ask() -> bool:
+    """Tell whether this Hermes can put a question of ours to a person."""
+    from tools import approval  # noqa: PLC0415  # only there when Hermes runs
+
+    return callable(getattr(approval, "request_tool_approval", None))
+
+
+def ask_person(question: str, *, key: str, platform: str) -> Consent:
+    """Ask through Hermes's own approval gate (DESIGN.md, fact 12), on this thread, which waits for the answer.
+
+    An answer is remembered by Hermes under `key`. What Hermes would answer by itself (`--yolo`, cron) is a no here.
+    """
+    from tools import approval  # noqa: PLC0415  # only there when Hermes runs
+
+    request = getattr(approval, "request_tool_approval", None)
+    if request is None:
+        return Consent(given=False, why="this Hermes cannot ask (0.19 can); write `confirm: never`, or update it")
+    if platform == "cron" or is_silent():
+        return Consent(given=False, why="nobody is there to be asked")
+    # Hermes's gate says yes without asking in these two cases, and in no other (0.19 tools/approval.py
+    # `_run_approval_gate`); where the first cannot be read, whatever switches questions off counts.
+    if approval.is_current_session_yolo_enabled() or getattr(
+        approval, "_YOLO_MODE_FROZEN", approval.is_approval_bypass_active()
+    ):
+        return Consent(given=False, why="yolo does not answer for money; switch it off, or write `confirm: never`")
+    answer = request("hermes-fallback", question, rule_key=key, approval_callback=approval_callback())
+    if answer.get("approved") is True:
+        return Consent(given=True)
+    nobody = "user_consent" not in answer and "denied" not in str(answer.get("message"))
+    return Consent(given=False, why="nobody is there to be asked" if nobody else "not allowed")
+
+
+def toolsets_of(tools: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the names of the toolsets that the offered tools are of."""
+    from model_tools import get_toolset_for_tool  # noqa: PLC0415  # only there when Hermes runs
+
+    names = (str(tool.get("function", {}).get("name")) for tool in tools)
+    return frozenset(filter(None, map(get_toolset_for_tool, names)))
+
+
+def working_folder() -> str:
+    """Return the folder that the agent works in."""
+    from agent.runtime_cwd import resolve_agent_cwd  # noqa: PLC0415  # only there when Hermes runs
+
+    return str(resolve_agent_cwd())
+
+
 def spoken_response(text: str, *, model: str) -> object:
     """An answer of our own, in the shape that Hermes reads."""
     message = SimpleNamespace(role="assistant", content=text, tool_calls=None, reasoning_content=None)
@@ -279,3 +336,11 @@ def is_silent() -> bool:
     """Tell whether Hermes prints the answer and nothing else."""
     # `hermes -z` prints the answer alone, for scripts, and switches all logging off (DESIGN.md, fact 18).
     return logging.root.manager.disable >= logging.CRITICAL
+
+
+def managed_by() -> str | None:
+    """Return what writes config.yaml in the user's place (NixOS, Homebrew), or None when the user does."""
+    from hermes_cli.config import get_managed_system  # noqa: PLC0415  # only there when Hermes runs
+
+    system: str | None = get_managed_system()
+    return system

@@ -1,41 +1,71 @@
 """Escalations and what they cost, on disk, across sessions and processes; the only record when Hermes logs nothing.
 
 One SQLite file in Hermes's home, readable by its owner alone. No prompt, argument, result or key is ever written. Every
-operation opens the file for itself, so that threads and processes share it without holding anything open.
+operation opens the file for itself, so that threads and processes share it without holding anything open. Money is
+reserved here before it is spent, in one transaction with the look at what is spent already: however many processes ask
+at once, together they get no more than the budget.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-_VERSION = 1
+from .budget import Allowed, Exceeded, Spent, Usage, day_and_month
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 2
 _TABLES = """
 CREATE TABLE escalations (
     id INTEGER PRIMARY KEY,
     at TEXT NOT NULL,            -- UTC, ISO 8601
-    session_id TEXT NOT NULL,
+    session_id TEXT NOT NULL,    -- of the session that pays: a sub-agent's parent
     from_model TEXT NOT NULL,
     to_model TEXT NOT NULL,
     trigger TEXT NOT NULL,
-    reason TEXT NOT NULL         -- in words
+    reason TEXT NOT NULL,        -- in words
+    task_type TEXT NOT NULL,     -- '' for none
+    type_reason TEXT NOT NULL,   -- why it is of that type, in words
+    is_shadow INTEGER NOT NULL   -- nothing was paid: `enabled: shadow`
 );
 CREATE TABLE calls (
     id INTEGER PRIMARY KEY,
     escalation INTEGER NOT NULL REFERENCES escalations (id),
     turn_id TEXT NOT NULL,       -- an escalation held for the session spans turns
+    task_id TEXT NOT NULL,       -- the turn that pays: a sub-agent's parent's
     at TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('started', 'answered', 'failed', 'interrupted')),
+    state TEXT NOT NULL CHECK (state IN ('started', 'answered', 'failed', 'interrupted', 'expired')),
     error TEXT,
     seconds REAL,
     input_tokens INTEGER,        -- NULL: unknown
     output_tokens INTEGER,
+    reserved_usd REAL,           -- what it could cost at most; NULL: unknown
+    expires_at TEXT,             -- when a call that is still `started` is taken for spent
     cost_usd REAL                -- NULL: unknown
+);
+CREATE TABLE tasks (
+    turn_id TEXT PRIMARY KEY,
+    task_id TEXT NOT NULL,
+    at TEXT NOT NULL,
+    session_id TEXT NOT NULL,
+    task_type TEXT NOT NULL,
+    type_reason TEXT NOT NULL,
+    local_calls INTEGER NOT NULL,
+    untold_calls INTEGER NOT NULL,  -- of these, the ones whose tokens the endpoint did not tell
+    input_tokens INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL
+);
+CREATE TABLE forgotten (
+    at TEXT NOT NULL,            -- what was spent in rows that the user had deleted: a sum an hour, nothing else
+    cost_usd REAL NOT NULL
 );
 CREATE TABLE switches (
     session_id TEXT PRIMARY KEY,
@@ -44,12 +74,61 @@ CREATE TABLE switches (
 CREATE INDEX escalations_by_session ON escalations (session_id);
 CREATE INDEX calls_by_escalation ON calls (escalation);
 CREATE INDEX calls_by_turn ON calls (turn_id);
+CREATE INDEX calls_by_task ON calls (task_id);
+CREATE INDEX calls_by_time ON calls (at);
+CREATE INDEX tasks_by_time ON tasks (at);
+"""
+_FROM_VERSION_1 = """
+ALTER TABLE escalations RENAME TO old_escalations;
+ALTER TABLE calls RENAME TO old_calls;
+ALTER TABLE switches RENAME TO old_switches;
+DROP INDEX escalations_by_session;
+DROP INDEX calls_by_escalation;
+DROP INDEX calls_by_turn;
+{tables}
+INSERT INTO escalations SELECT id, at, session_id, from_model, to_model, trigger, reason, '', '', 0
+    FROM old_escalations;
+INSERT INTO calls SELECT id, escalation, turn_id, turn_id, at, state, error, seconds, input_tokens, output_tokens,
+    NULL, at, cost_usd FROM old_calls;
+INSERT INTO switches SELECT session_id, is_off FROM old_switches;
+DROP TABLE old_calls;
+DROP TABLE old_escalations;
+DROP TABLE old_switches;
 """
 _BUSY_SECONDS = 5.0
+_GRACE_SECONDS = 60.0  # beyond a call's own timeout, before its reservation is taken for spent
+_CORRUPT = frozenset({"SQLITE_NOTADB", "SQLITE_CORRUPT"})
+
+# A call that has no cost yet, or whose usage never came, counts with what was reserved for it.
+_USD = "coalesce(c.cost_usd, c.reserved_usd)"
 
 
 class JournalError(Exception):
     """The journal cannot be written or read: no paid call may be made, for it would leave no record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """An escalation about to begin."""
+
+    session_id: str
+    from_model: str
+    to_model: str
+    trigger: str
+    reason: str
+    task_type: str = ""
+    type_reason: str = ""
+    is_shadow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """A paid call that may be made: its row, its escalation's row, and how large its reply may get."""
+
+    call: int
+    escalation: int
+    max_tokens: int | None
+    usd: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +141,9 @@ class Entry:
     to_model: str
     trigger: str
     reason: str
+    task_type: str
+    type_reason: str
+    is_shadow: bool
     calls: int
     failed: int
     error: str | None
@@ -71,38 +153,100 @@ class Entry:
     cost_usd: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class PaidCall:
+    """One call with what is known of its escalation; a call not yet settled costs what is reserved for it."""
+
+    at: str
+    session_id: str
+    task_id: str
+    escalation: int
+    to_model: str
+    trigger: str
+    task_type: str
+    is_shadow: bool
+    state: str
+    seconds: float | None
+    input_tokens: int | None
+    output_tokens: int | None
+    cost_usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTask:
+    """One turn as the local model had it; tokens are the sums of the calls whose endpoint told them."""
+
+    at: str
+    session_id: str
+    turn_id: str
+    task_id: str
+    task_type: str
+    type_reason: str
+    local_calls: int
+    untold_calls: int
+    input_tokens: int
+    output_tokens: int
+
+    @property
+    def is_subagent(self) -> bool:
+        """Whether it is a part of another task."""
+        return self.turn_id != self.task_id
+
+
 class Journal:
-    """The journal in `folder`, made when the first escalation is written."""
+    """The journal in `folder`, made when something is first written; `now` gives aware datetimes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.path = folder / "journal.sqlite3"
+        self._now = now
 
-    def open_escalation(self, *, session_id: str, from_model: str, to_model: str, trigger: str, reason: str) -> int:
-        """Write that a tier is about to be asked; return the escalation's id.
+    def reserve(
+        self,
+        escalation: int | Opening,
+        *,
+        turn_id: str,
+        task_id: str,
+        account: str,
+        seconds: float,
+        fit: Callable[[Spent], Allowed | Exceeded],
+    ) -> Reserved | Exceeded:
+        """Write that a paid call starts, if `fit` allows it by what is spent; an `Opening` gets its row with it.
+
+        `account` is the session that pays, `seconds` how long the call may take. Nothing is written when the call does
+        not fit. All in one transaction: no other process can spend in between.
 
         Raises:
             JournalError: the file cannot be written.
         """
         with self._connection() as connection:
-            cursor = connection.execute(
-                "INSERT INTO escalations (at, session_id, from_model, to_model, trigger, reason)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (_now(), session_id, from_model, to_model, trigger, reason),
+            connection.execute("BEGIN IMMEDIATE")
+            self._settle_expired(connection)
+            answer = fit(self._spent(connection, task_id=task_id, account=account))
+            if isinstance(answer, Exceeded):
+                return answer
+            row = escalation if isinstance(escalation, int) else self._open(connection, escalation)
+            call = self._start(
+                connection, row, turn_id=turn_id, task_id=task_id, seconds=seconds, reserved_usd=answer.reserved_usd
             )
-            return int(cursor.lastrowid or 0)
+            return Reserved(call, row, answer.max_tokens, answer.reserved_usd)
 
-    def start_call(self, escalation: int, *, turn_id: str) -> int:
-        """Write that a paid call starts; return its id.
+    def start_call(self, escalation: int, *, turn_id: str, task_id: str, seconds: float) -> int:
+        """Write that a call starts which nobody can prevent, whatever it costs; return its id.
 
         Raises:
             JournalError: the file cannot be written.
         """
         with self._connection() as connection:
-            cursor = connection.execute(
-                "INSERT INTO calls (escalation, turn_id, at, state) VALUES (?, ?, ?, 'started')",
-                (escalation, turn_id, _now()),
-            )
-            return int(cursor.lastrowid or 0)
+            return self._start(connection, escalation, turn_id=turn_id, task_id=task_id, seconds=seconds)
+
+    def open_escalation(self, opening: Opening) -> int:
+        """Write an escalation that has no paid call of ours yet; return its id.
+
+        Raises:
+            JournalError: the file cannot be written.
+        """
+        with self._connection() as connection:
+            return self._open(connection, opening)
 
     def end_call(
         self,
@@ -110,22 +254,74 @@ class Journal:
         state: str,
         *,
         seconds: float,
+        used: Usage,
         error: str | None = None,
-        input_tokens: int | None = None,
-        output_tokens: int | None = None,
-        cost_usd: float | None = None,
     ) -> None:
-        """Write how a call ended.
+        """Write how a call ended; one whose cost is not known has cost what was reserved for it.
 
         Raises:
             JournalError: the file cannot be written.
         """
         with self._connection() as connection:
             connection.execute(
-                "UPDATE calls SET state = ?, error = ?, seconds = ?, input_tokens = ?, output_tokens = ?, cost_usd = ?"
-                " WHERE id = ?",
-                (state, error, seconds, input_tokens, output_tokens, cost_usd, call),
+                "UPDATE calls SET state = ?, error = ?, seconds = ?, input_tokens = ?, output_tokens = ?,"
+                " cost_usd = coalesce(?, reserved_usd) WHERE id = ?",
+                (state, error, seconds, used.input_tokens, used.output_tokens, used.cost_usd, call),
             )
+
+    def add_shadow_call(self, escalation: int, *, turn_id: str, task_id: str, used: Usage) -> None:
+        """Write a call that the local model answered and a tier would have been paid for.
+
+        Raises:
+            JournalError: the file cannot be written.
+        """
+        with self._connection() as connection:
+            connection.execute(
+                "INSERT INTO calls (escalation, turn_id, task_id, at, state, input_tokens, output_tokens, cost_usd)"
+                " VALUES (?, ?, ?, ?, 'answered', ?, ?, ?)",
+                (
+                    *(escalation, turn_id, task_id, self._stamp()),
+                    *(used.input_tokens, used.output_tokens, used.cost_usd),
+                ),
+            )
+
+    def add_task(
+        self,
+        *,
+        turn_id: str,
+        task_id: str,
+        session_id: str,
+        task_type: str,
+        type_reason: str,
+        local_calls: int,
+        untold_calls: int,
+        input_tokens: int,
+        output_tokens: int,
+    ) -> None:
+        """Write what the local model did in a turn.
+
+        Raises:
+            JournalError: the file cannot be written.
+        """
+        with self._connection() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(turn_id, task_id, self._stamp(), session_id, task_type, type_reason),
+                    *(local_calls, untold_calls, input_tokens, output_tokens),
+                ),
+            )
+
+    def spent(self, *, task_id: str, account: str) -> Spent:
+        """Return what is spent and reserved now.
+
+        Raises:
+            JournalError: the file cannot be read.
+        """
+        if not self.path.exists():
+            return Spent()
+        with self._connection() as connection:
+            return self._spent(connection, task_id=task_id, account=account)
 
     def set_model(self, escalation: int, model: str) -> None:
         """Write which model it was, where that was not known before it answered.
@@ -166,7 +362,11 @@ class Journal:
         if not self.path.exists():
             return
         with self._connection() as connection:
-            connection.execute("UPDATE escalations SET session_id = ? WHERE session_id = ?", (new_id, old_id))
+            for table in ("escalations", "tasks"):
+                connection.execute(
+                    f"UPDATE {table} SET session_id = ? WHERE session_id = ?",  # noqa: S608  # one of the two above
+                    (new_id, old_id),
+                )
             connection.execute("UPDATE OR REPLACE switches SET session_id = ? WHERE session_id = ?", (new_id, old_id))
 
     def entries(self, *, session_id: str | None = None, turn_id: str | None = None, last: int = 20) -> Sequence[Entry]:
@@ -182,9 +382,10 @@ class Journal:
         with self._connection() as connection:
             rows = connection.execute(
                 f"""
-                SELECT e.at, e.session_id, e.from_model, e.to_model, e.trigger, e.reason,
-                    sum(c.state = 'answered'), sum(c.state = 'failed'), max(c.error), total(c.seconds),
-                    {_known_sum("c.input_tokens")}, {_known_sum("c.output_tokens")}, {_known_sum("c.cost_usd")}
+                SELECT e.at, e.session_id, e.from_model, e.to_model, e.trigger, e.reason, e.task_type, e.type_reason,
+                    e.is_shadow, sum(c.state = 'answered'), sum(c.state IN ('failed', 'expired')), max(c.error),
+                    total(c.seconds), {_known_sum("c.input_tokens")}, {_known_sum("c.output_tokens")},
+                    {_known_sum(_USD)}
                 FROM escalations e JOIN calls c ON c.escalation = e.id
                 WHERE (? IS NULL OR e.session_id = ?) AND (? IS NULL OR c.turn_id = ?)
                 GROUP BY e.id ORDER BY e.id DESC LIMIT ?
@@ -193,37 +394,268 @@ class Journal:
             ).fetchall()
         return tuple(Entry(*row) for row in rows)
 
+    def paid_calls(self, *, since: datetime, session_id: str | None = None) -> Sequence[PaidCall]:
+        """Return the calls that began at `since` (aware) or later, oldest first, shadow calls among them.
+
+        Raises:
+            JournalError: the file cannot be read.
+        """
+        query = f"""
+            SELECT c.at, e.session_id, c.task_id, e.id, e.to_model, e.trigger, e.task_type, e.is_shadow, c.state,
+                c.seconds, c.input_tokens, c.output_tokens, {_USD}
+            FROM calls c JOIN escalations e ON e.id = c.escalation
+            WHERE c.at >= ? AND (? IS NULL OR e.session_id = ?) ORDER BY c.id
+            """  # noqa: S608  # the inserted text is a constant above
+        rows = self._rows(query, (_utc(since), session_id, session_id))
+        return tuple(PaidCall(*row) for row in rows)
+
+    def calls_in_flight(self) -> int:
+        """Return how many paid calls have begun and not ended.
+
+        Raises:
+            JournalError: the file cannot be read.
+        """
+        rows = self._rows("SELECT count(*) FROM calls WHERE state = 'started'", ())
+        return int(rows[0][0]) if rows else 0
+
+    def local_tasks(self, *, since: datetime | None = None, session_id: str | None = None) -> Sequence[LocalTask]:
+        """Return the turns that ended at `since` (aware) or later, oldest first.
+
+        Raises:
+            JournalError: the file cannot be read.
+        """
+        query = (
+            "SELECT at, session_id, turn_id, task_id, task_type, type_reason, local_calls, untold_calls, input_tokens,"
+            " output_tokens FROM tasks WHERE at >= ? AND (? IS NULL OR session_id = ?) ORDER BY at, rowid"
+        )
+        return tuple(
+            LocalTask(*row) for row in self._rows(query, (_utc(since) if since else "", session_id, session_id))
+        )
+
+    def forgotten(self, *, since: datetime) -> float:
+        """Return what was paid since then (aware) in rows that the user had deleted.
+
+        Raises:
+            JournalError: the file cannot be read.
+        """
+        rows = self._rows("SELECT total(cost_usd) FROM forgotten WHERE at >= ?", (_utc(since),))
+        return float(rows[0][0]) if rows else 0.0
+
+    def forget(self, *, session_id: str | None = None, before: datetime | None = None) -> int:
+        """Delete all rows, a session's, or those older than `before` (aware); return how many escalations and tasks.
+
+        What was spent stays as bare sums by the hour: no budget begins anew by forgetting.
+
+        Raises:
+            JournalError: the file cannot be written.
+        """
+        if not self.path.exists():
+            return 0
+        before_text = _utc(before) if before else None
+        values = {"session": session_id, "before": before_text}
+        old = "(:session IS NULL OR session_id = :session) AND (:before IS NULL OR at < :before)"
+        with self._connection() as connection:
+            connection.execute("PRAGMA secure_delete = ON")
+            connection.execute("BEGIN IMMEDIATE")
+            chosen = f"SELECT id FROM escalations WHERE {old}"  # noqa: S608  # the inserted text is a constant above
+            connection.execute(
+                f"INSERT INTO forgotten SELECT max(c.at), sum({_USD}) FROM calls c"  # noqa: S608
+                f" JOIN escalations e ON e.id = c.escalation WHERE e.id IN ({chosen}) AND NOT e.is_shadow"
+                f" AND {_USD} > 0 GROUP BY substr(c.at, 1, 13)",
+                values,
+            )
+            connection.execute(f"DELETE FROM calls WHERE escalation IN ({chosen})", values)  # noqa: S608
+            deleted = sum(
+                connection.execute(f"DELETE FROM {table} WHERE {old}", values).rowcount  # noqa: S608
+                for table in ("escalations", "tasks")
+            )
+            connection.execute(
+                "DELETE FROM switches WHERE :before IS NULL AND (:session IS NULL OR session_id = :session)", values
+            )
+        return deleted
+
+    def prepare(self) -> None:
+        """Make the file if it is not there, and see that it can be written.
+
+        Raises:
+            JournalError: it cannot.
+        """
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+
+    def settle_expired(self) -> None:
+        """Take calls that began long ago and never ended for spent.
+
+        Raises:
+            JournalError: the file cannot be written.
+        """
+        if self.path.exists():
+            with self._connection() as connection:
+                self._settle_expired(connection)
+
+    def _rows(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+        if not self.path.exists():
+            return []
+        with self._connection() as connection:
+            return connection.execute(query, values).fetchall()
+
+    def _open(self, connection: sqlite3.Connection, opening: Opening) -> int:
+        cursor = connection.execute(
+            "INSERT INTO escalations (at, session_id, from_model, to_model, trigger, reason, task_type, type_reason,"
+            " is_shadow) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(self._stamp(), opening.session_id, opening.from_model, opening.to_model),
+                *(opening.trigger, opening.reason, opening.task_type),
+                *(opening.type_reason, opening.is_shadow),
+            ),
+        )
+        return int(cursor.lastrowid or 0)
+
+    def _start(
+        self,
+        connection: sqlite3.Connection,
+        escalation: int,
+        *,
+        turn_id: str,
+        task_id: str,
+        seconds: float,
+        reserved_usd: float | None = None,
+    ) -> int:
+        expires = self._now() + timedelta(seconds=seconds + _GRACE_SECONDS)
+        cursor = connection.execute(
+            "INSERT INTO calls (escalation, turn_id, task_id, at, state, reserved_usd, expires_at)"
+            " VALUES (?, ?, ?, ?, 'started', ?, ?)",
+            (escalation, turn_id, task_id, self._stamp(), reserved_usd, _utc(expires)),
+        )
+        return int(cursor.lastrowid or 0)
+
+    def _settle_expired(self, connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "UPDATE calls SET state = 'expired', cost_usd = coalesce(cost_usd, reserved_usd),"
+            " error = 'its end was never written: the process ended in the middle of it'"
+            " WHERE state = 'started' AND expires_at < ?",
+            (self._stamp(),),
+        )
+
+    def _spent(self, connection: sqlite3.Connection, *, task_id: str, account: str) -> Spent:
+        day, month = (_utc(start) for start in day_and_month(self._now()))
+        paid = f"SELECT total({_USD}) FROM calls c JOIN escalations e ON e.id = c.escalation WHERE NOT e.is_shadow"  # noqa: S608
+        one = connection.execute(
+            f"""
+            SELECT ({paid} AND c.task_id = :task), ({paid} AND e.session_id = :account),
+                ({paid} AND c.at >= :day) + (SELECT total(cost_usd) FROM forgotten WHERE at >= :day),
+                ({paid} AND c.at >= :month) + (SELECT total(cost_usd) FROM forgotten WHERE at >= :month),
+                (SELECT count(*) FROM escalations WHERE session_id = :account AND NOT is_shadow)
+            """,  # noqa: S608  # the inserted text is a constant above
+            {"task": task_id, "account": account, "day": day, "month": month},
+        ).fetchone()
+        return Spent(*one)
+
+    def _stamp(self) -> str:
+        return _utc(self._now())
+
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not self.path.exists():
-                # sqlite3 would make it readable for everybody.
-                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+            _make_private(self.path)
             with closing(sqlite3.connect(self.path, timeout=_BUSY_SECONDS)) as connection, connection:
                 _migrate(connection)
                 yield connection
         except (sqlite3.Error, OSError) as error:
-            message = f"{self.path}: {error}; make it writable, or move the file away to start a new one"
-            raise JournalError(message) from error
+            raise JournalError(self._advice(error)) from error
+
+    def _advice(self, error: Exception) -> str:
+        if getattr(error, "sqlite_errorname", None) in _CORRUPT:
+            kept = _set_aside(self.path, self._now())
+            if kept is not None:
+                return f"{self.path}: {error}; it is kept as {kept.name}, and the next call begins a new one"
+        advice = _ADVICE.get(getattr(error, "sqlite_errorname", None) or type(error).__name__, _USUAL_ADVICE)
+        return f"{self.path}: {error}{advice}"
+
+
+class _NewerVersionError(sqlite3.Error):
+    """The file was written by a later release."""
+
+
+_USUAL_ADVICE = "; make it writable, or move the file away to start a new one"
+_ADVICE: dict[str, str] = {
+    "_NewerVersionError": "",
+    "SQLITE_BUSY": f" for more than {_BUSY_SECONDS:g} s; close the program that holds it",
+    "SQLITE_FULL": "; make room on the disk",
+}
 
 
 def _known_sum(column: str) -> str:
-    # One unknown among the answered calls makes the sum unknown; a failed call has no usage.
-    return f"CASE WHEN sum(c.state = 'answered' AND {column} IS NULL) THEN NULL ELSE sum({column}) END"
+    # One unknown among the calls that used something makes the sum unknown; a failed call may have used nothing.
+    return f"CASE WHEN sum(c.state <> 'failed' AND {column} IS NULL) THEN NULL ELSE sum({column}) END"
+
+
+def _make_private(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        if path.stat().st_mode & 0o077:
+            with suppress(OSError):  # on a file system that only reads, reading still goes
+                path.chmod(0o600)
+    except FileNotFoundError:
+        # sqlite3 would make it readable for everybody.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == 0:
-        # Two processes may come here at once: the second waits, then finds the tables there.
-        connection.execute("BEGIN IMMEDIATE")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            for statement in _TABLES.split(";\n"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {_VERSION}")
+    if version == _VERSION:
+        return
+    # Several processes may come here at once: the others wait, then find the work done.
+    connection.execute("BEGIN IMMEDIATE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > _VERSION:
+        message = f"a later hermes-fallback wrote it (schema {version}; this one knows {_VERSION}); update this one"
+        raise _NewerVersionError(message)
+    if version < _VERSION:
+        statements = _TABLES if version == 0 else _FROM_VERSION_1.format(tables=_TABLES)
+        for statement in statements.split(";\n"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {_VERSION}")
+    connection.commit()
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _set_aside(path: Path, now: datetime) -> Path | None:
+    """Move a corrupt file away and keep it; None when it is gone or sound again, or cannot be moved."""
+    kept = path.with_name(f"{path.name}.corrupt-{now:%Y%m%d-%H%M%S}")
+    try:
+        with _only_one(path.parent):
+            if not _is_corrupt(path):
+                return None  # another process was quicker, and this is the new one
+            path.rename(kept)
+    except OSError:
+        return None
+    logger.error("the journal was corrupt; it is kept as %s, and a new one is started", kept)
+    return kept
+
+
+def _is_corrupt(path: Path) -> bool:
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=_BUSY_SECONDS)) as connection:
+            return bool(connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",))
+    except sqlite3.Error as error:
+        return error.sqlite_errorname in _CORRUPT
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process, where the system has such a thing."""
+    try:
+        import fcntl  # noqa: PLC0415  # not on Windows; there, two processes may do it one after the other
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds")

@@ -10,6 +10,9 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from .events import (
+    BudgetLifted,
+    ConsentGiven,
+    ConsentRefused,
     Escalated,
     EscalationRequested,
     Event,
@@ -21,6 +24,7 @@ from .events import (
     ToolSucceeded,
     TurnEnded,
     TurnStarted,
+    TypeMatched,
 )
 
 MAX_EVENTS = 200
@@ -31,7 +35,11 @@ MAX_EARLIER = 40
 has most likely something else in mind."""
 EARLIER_SECONDS = 1800.0
 
-_LANDMARKS = TurnStarted | Escalated | EscalationRequested | SwitchedOff | SwitchedAuto
+_LANDMARKS = (
+    (TurnStarted | TypeMatched | Escalated | EscalationRequested | SwitchedOff | SwitchedAuto)
+    | (ConsentGiven | ConsentRefused)
+    | BudgetLifted
+)
 
 
 class Ledger:
@@ -101,6 +109,7 @@ def _carried_over(events: Iterable[Event]) -> list[Event]:
     escalated: Event | None = None
     switched: Event | None = None
     request: Event | None = None
+    consent: Event | None = None
     border: Event | None = None
     earlier: list[Event] = []
     for event in events:
@@ -112,6 +121,8 @@ def _carried_over(events: Iterable[Event]) -> list[Event]:
                 switched = event
             case EscalationRequested():
                 request = event
+            case ConsentGiven():
+                consent = event
             case TurnEnded():
                 request, border = None, event
             case TurnStarted():
@@ -126,7 +137,7 @@ def _carried_over(events: Iterable[Event]) -> list[Event]:
     recent = [
         event for event in _still_telling(earlier) if event is not border and border.at - event.at <= EARLIER_SECONDS
     ]
-    carried = [event for event in (escalated, switched, request) if event is not None]
+    carried = [event for event in (escalated, switched, request, consent) if event is not None]
     return [*sorted([*recent[-MAX_EARLIER:], *carried], key=lambda event: event.at), border]
 
 

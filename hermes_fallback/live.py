@@ -7,8 +7,8 @@ with the final answer instead of at once, and the stronger model's answer is sho
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
 
@@ -42,12 +42,18 @@ class LiveAgent:
     def notice(self, line: str) -> bool:
         """Show a line at once, on whatever surface the agent runs (0.19 run_agent.py `_emit_status`).
 
-        What was streamed before is closed first, as Hermes does before tools run: else the line stands in its middle,
-        and the CLI takes the streamed text for the turn's answer.
+        What was streamed before is closed first.
+        """
+        self.close_stream()
+        return self._call("_emit_status", line) is not _ABSENT
+
+    def close_stream(self) -> None:
+        """Close the box around what was streamed, as Hermes does before tools run.
+
+        Else the next line stands in its middle, and the CLI takes the streamed text for the turn's answer.
         """
         if self.streams:
             self._call("stream_delta_callback", None)
-        return self._call("_emit_status", line) is not _ABSENT
 
     def last_word(self, line: str) -> None:
         """Show a line under the answer: in the box that is still open around a streamed one, else by itself.
@@ -113,6 +119,28 @@ def find_agent(next_call: Callable[..., object]) -> LiveAgent:
     return LiveAgent(None)
 
 
+def approval_callback() -> Callable[..., str] | None:
+    """Return what the CLI asks a person with on this thread, without the answer "always": money is not given for good.
+
+    None where there is none, or it cannot be found (0.19 tools/terminal_tool.py): Hermes looks for itself then.
+    """
+    try:
+        from tools.terminal_tool import _get_approval_callback  # noqa: PLC0415  # only there when Hermes runs
+
+        ask = _get_approval_callback()
+    except Exception:  # private code of another version may fail in any way
+        logger.debug("the CLI's approval callback cannot be found", exc_info=True)
+        return None
+    if ask is None:
+        return None
+
+    def asked(command: str, description: str, **options: Any) -> str:
+        answer: str = ask(command, description, **{**options, "allow_permanent": False})
+        return answer
+
+    return asked
+
+
 def streams_as_written(agent_class: object) -> bool:
     """Tell whether a stronger model's text can be shown as it is written; else the answer comes whole."""
     return all(
@@ -133,6 +161,18 @@ class Chat:
 
     key: str
     _store: object
+    platform: str = ""
+    user: str = ""
+    is_shared: bool = False
+    """Whether others may write into the same session."""
+    turns: list[str] = field(default_factory=list)
+    """The turns that began with this message: more than one, where Hermes went on with what others had written."""
+
+    def is_one_of(self, allowed: Sequence[str]) -> bool:
+        """Tell whether who wrote the message is among them, each as `ID` or `platform:ID`."""
+        # What is written while a chat is busy comes as a further turn, without a word of who wrote it.
+        is_known = bool(self.user) and not (self.is_shared and len(self.turns) > 1)
+        return is_known and bool({self.user, f"{self.platform}:{self.user}"}.intersection(allowed))
 
     @property
     def early_session(self) -> str:
@@ -153,5 +193,11 @@ class Chat:
 def find_chat(gateway: object, event: object, store: object) -> Chat | None:
     """Return the chat that a gateway's message came from (0.17 to 0.19 gateway/run.py `_session_key_for_source`)."""
     key_of = getattr(gateway, "_session_key_for_source", None)
-    key = key_of(getattr(event, "source", None)) if callable(key_of) else None
-    return Chat(key, store) if isinstance(key, str) else None
+    source = getattr(event, "source", None)
+    key = key_of(source) if callable(key_of) else None
+    if not isinstance(key, str):
+        return None
+    platform = getattr(source, "platform", None)
+    user = str(getattr(source, "user_id", None) or "")
+    is_shared = getattr(source, "chat_type", None) != "dm" and user not in key.split(":")
+    return Chat(key, store, str(getattr(platform, "value", platform)), user, is_shared)

@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 
 from .config import Policy
 from .events import (
+    BudgetLifted,
+    ConsentGiven,
+    ConsentRefused,
     Escalated,
     EscalationFailed,
     EscalationRequested,
@@ -21,6 +24,7 @@ from .events import (
     TriggerName,
     TurnEnded,
     TurnStarted,
+    TypeMatched,
 )
 from .triggers import TRIGGERS, Evidence, Limits
 
@@ -56,9 +60,16 @@ _CONTROL = frozenset(
         EscalationRequested,
         SwitchedOff,
         SwitchedAuto,
+        TypeMatched,
+        ConsentGiven,
+        ConsentRefused,
+        BudgetLifted,
     }
 )
 """What decides who may answer; all other events say how it goes, and there are many more of those."""
+
+_ASIDE = frozenset({EscalationFailed, TypeMatched, ConsentGiven, ConsentRefused, BudgetLifted})
+"""What changes nothing about what the model that has the task did last."""
 
 
 def decide(events: Sequence[Event], policy: Policy, *, tiers: int, now: float) -> Decision:
@@ -71,6 +82,8 @@ def decide(events: Sequence[Event], policy: Policy, *, tiers: int, now: float) -
     # Sorted out once, in one pass: this is asked before every model call.
     controls = [(at, event) for at, event in enumerate(events) if type(event) in _CONTROL]
     switches = [event for _, event in controls]
+    if _is_refused(switches):
+        return Stay()
     holder = holding(switches, policy)
     matched = _match(events, controls, policy, holder=holder, now=now)
     if holder is None and matched is None:
@@ -115,6 +128,20 @@ def is_off(events: Sequence[Event]) -> bool:
     return isinstance(next(switches, None), SwitchedOff)
 
 
+def _is_refused(events: Sequence[Event]) -> bool:
+    """Tell whether the question about money was answered with no in this task, and /escalate not said since."""
+    for event in reversed(events):
+        if isinstance(event, TurnStarted | TurnEnded | EscalationRequested):
+            return False
+        if isinstance(event, ConsentRefused):
+            return True
+    return False
+
+
+_OF_CONTROLS = frozenset({"user_request", "task_type"})
+"""The triggers that look at what was said, not at what the model did."""
+
+
 def _match(
     events: Sequence[Event],
     controls: Sequence[tuple[int, Event]],
@@ -125,11 +152,10 @@ def _match(
 ) -> tuple[TriggerName, Evidence] | None:
     taken = _taken_at(controls, holder)
     task = max((at for at, event in controls if type(event) is TurnStarted), default=0)
-    # A tier that failed in between changes nothing about what the local model did last.
-    failed = {at for at, event in controls if type(event) is EscalationFailed}
+    aside = {at for at, event in controls if type(event) in _ASIDE}
     observed = events[max(taken, task) :]
-    if failed:
-        observed = [event for at, event in enumerate(events) if at >= max(taken, task) and at not in failed]
+    if aside:
+        observed = [event for at, event in enumerate(events) if at >= max(taken, task) and at not in aside]
     started_at = max((event.at for _, event in controls if isinstance(event, TurnStarted | Escalated)), default=now)
     off = is_off([event for _, event in controls])
     usual = Limits(
@@ -146,9 +172,8 @@ def _match(
             continue
         limits = replace(usual, after=policy.after[name]) if name in policy.after else usual
         # What the user asked for before the message (while idle) stands in front of it.
-        evidence = trigger(
-            [event for at, event in controls if at >= taken] if name == "user_request" else observed, limits
-        )
+        seen = [event for at, event in controls if at >= taken] if name in _OF_CONTROLS else observed
+        evidence = trigger(seen, limits)
         if evidence is not None:
             return name, evidence
     return None

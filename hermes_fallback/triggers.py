@@ -27,6 +27,7 @@ from .events import (
     TriggerName,
     TurnEnded,
     TurnStarted,
+    TypeMatched,
     is_telling,
 )
 
@@ -197,6 +198,12 @@ def user_request(observed: Sequence[Event], limits: Limits) -> Evidence | None:
     return None
 
 
+def task_type(observed: Sequence[Event], limits: Limits) -> Evidence | None:
+    """Match a task whose type says `start_on: fallback`; asked only where the configuration says so."""
+    del limits
+    return next(((event,) for event in observed if isinstance(event, TypeMatched)), None)
+
+
 def provider_error(observed: Sequence[Event], limits: Limits) -> Evidence | None:
     """Match a local endpoint's error that Hermes would give up on, or `after` errors in a row."""
     if not observed or not isinstance(observed[-1], CallFailed):
@@ -209,6 +216,7 @@ def provider_error(observed: Sequence[Event], limits: Limits) -> Evidence | None
 
 TRIGGERS: Mapping[TriggerName, Trigger] = {
     "user_request": user_request,
+    "task_type": task_type,
     "repeated_tool_failure": repeated_tool_failure,
     "invalid_output": invalid_output,
     "no_progress": no_progress,

@@ -35,7 +35,8 @@ class Answer:
     `cut_after` closes the connection after so many characters of text and arguments; `garbled_after` sends the event
     that comes then as half of its JSON; `error_after` sends the provider's own error event then, and ends.
     `hold_seconds` waits between two pieces of text; `headers_after` waits before the status line.
-    `usage` counts all input and output tokens; `cached` is how much of the input was read from the prompt cache.
+    `usage` counts all input and output tokens; `cached` is how much of the input was read from the prompt cache;
+    without `tells_usage`, a stream ends without either, as those of some local servers do.
     """
 
     text: str | None = None
@@ -50,6 +51,7 @@ class Answer:
     hold_seconds: float = 0.0
     headers_after: float = 0.0
     usage: tuple[int, int] = (100, 20)
+    tells_usage: bool = True
     cached: int = 0
     reasoning: str | None = None
 
@@ -289,7 +291,7 @@ def chunks(body: dict[str, Any], answer: Answer) -> Iterator[dict[str, Any]]:
     for index, tool_call in enumerate(_tool_calls(answer)):
         yield chunk({"tool_calls": [{"index": index, **tool_call}]})
     yield chunk({}, _finish_reason(answer))
-    if (body.get("stream_options") or {}).get("include_usage"):
+    if (body.get("stream_options") or {}).get("include_usage") and answer.tells_usage:
         yield {**head, "choices": [], "usage": _usage(answer)}
 
 

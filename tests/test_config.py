@@ -79,7 +79,8 @@ FAULTS = [
      '$.model_routing.fallback_policy.max_local_attempts: "3" is not a whole number; '
      "write a number, for example `max_local_attempts: 3`"),
     ("{fallback: {provider: a, model: b}, fallback_policy: {enabled: maybe}}",
-     '$.model_routing.fallback_policy.enabled: "maybe" is not true or false; write `enabled: true` or `enabled: false`'),
+     '$.model_routing.fallback_policy.enabled: "maybe" is not true or false; '
+     "write `enabled: true`, `enabled: false` or `enabled: shadow`"),
     ("{fallback: {provider: a, model: b}, fallback_policy: {trigger_on: [no_progres]}}",
      '$.model_routing.fallback_policy.trigger_on[0]: "no_progres" is not known; did you mean no_progress?'),
     ("{fallback: {provider: a, model: b}, fallback_policy: {trigger_on: no_progress}}",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from pathlib import Path
 from typing import get_args
 
+import yaml
+
 from hermes_fallback import risk
+from hermes_fallback.cli import set_up
 from hermes_fallback.commands import HELP
-from hermes_fallback.config import Handoff, Policy, Tier
+from hermes_fallback.config import Budget, Handoff, Match, Policy, Tier, parse
 from hermes_fallback.events import TriggerName
 from hermes_fallback.triggers import TRIGGERS
 from tests.world import ISSUE_BLOCK
@@ -27,7 +32,9 @@ def test_readme_has_the_block_and_the_help() -> None:
 def test_triggers_are_the_same_everywhere() -> None:
     """Type, table, schema and README name the same triggers."""
     names = set(get_args(TriggerName))
-    assert names == set(TRIGGERS) == set(SCHEMA["$defs"]["trigger"]["enum"])
+    assert names == set(TRIGGERS)
+    # It fires by `start_on` alone, so there is nothing to list.
+    assert names - {"task_type"} == set(SCHEMA["$defs"]["trigger"]["enum"])
     assert all(f"| `{name}` |" in README for name in names)
 
 
@@ -39,8 +46,33 @@ def test_every_key_is_in_schema_and_readme() -> None:
     handoff = SCHEMA["properties"]["handoff"]["properties"]
     assert set(Handoff.__dataclass_fields__) == set(handoff)
     assert all(f"| `handoff.{key}` |" in README for key in handoff)
+    budget = policy["budget"]["properties"]
+    assert set(Budget.__dataclass_fields__) == set(budget)
+    assert all(f"`{key}`" in README for key in budget)
+    kind = SCHEMA["properties"]["task_types"]["items"]["properties"]
+    assert set(Match.__dataclass_fields__) == set(kind["match"]["properties"])
+    assert all(f"`{key}`" in README or f"{key}:" in README for key in (*kind, *kind["match"]["properties"]))
     for key in (*policy, *SCHEMA["$defs"]["tier"]["properties"]):
         assert f"`.{key}`" in README or f"`fallback.{key}`" in README or f"`fallback_policy.{key}`" in README, key
+
+
+def test_examples_of_the_readme_are_valid() -> None:
+    """The blocks about money and task types mean something, put where the README says."""
+    money, kinds = (
+        yaml.safe_load(text)
+        for text in re.findall(r"```yaml\n(  (?:fallback_policy|task_types):.*?)```", README, re.DOTALL)
+    )
+    config = parse({"fallback": {"provider": "openai", "model": "gpt-5.4"}, **money, **kinds})
+    assert config.policy.budget.per_day_usd == 2
+    assert [kind.name for kind in config.task_types] == ["coding", "research", "chat", "cron"]
+
+
+def test_commands_are_all_in_the_readme() -> None:
+    """Each command of `hermes escalation` has its row."""
+    parser = argparse.ArgumentParser()
+    set_up(parser)
+    for name in parser._subparsers._group_actions[0].choices:  # type: ignore[union-attr]  # noqa: SLF001
+        assert re.search(rf"^\|.*`{name}\b", README, re.MULTILINE), name
 
 
 def test_measured_numbers_are_those_of_the_report() -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from hermes_fallback import host
 from tests.endpoints import Answer, call, say
 from tests.gateway_chats import Chat, Gateway
-from tests.test_escalation import ALL_TRIGGERS, rows
+from tests.test_escalation import ALL_TRIGGERS, missing, rows
+from tests.test_money import block, stuck_each_task
 from tests.world import MODEL, World, config_text
 
 
@@ -167,3 +169,112 @@ def test_fifty_sessions_at_once_never_mix(world: World) -> None:
         thread.join()
     assert all(("paid answer" in results[f"{n}"]) == bool(n % 2) for n in range(50)), results
     assert sorted(row["session_id"] for row in rows()) == sorted(f"many-{n}-{run}" for n in range(50) if n % 2)
+
+
+CONFIRMED = block({"confirm": "first_in_session", "budget": {"per_day_usd": 2}})
+QUESTION = f"Let openai/gpt-5.4 take over from {MODEL}, because read_file failed 3 times: file not found?"
+
+
+@pytest.fixture
+def asking(world: World) -> Any:
+    """A gateway whose Hermes asks before it pays."""
+    if not host.can_ask():
+        pytest.skip("this Hermes cannot ask")
+    world.local.script = stuck_each_task
+    with Gateway(config_text(world.local.url, CONFIRMED)) as running:
+        yield running
+
+
+def test_a_person_in_the_chat_says_yes(asking: Gateway, world: World) -> None:
+    """The question stands in the chat with its dollars; /approve lets the stronger model take over, for the session."""
+    chat = asking.chat("A")
+    chat.say("get stuck")
+    question = chat.wait_for(QUESTION).text
+    assert "of $2 today is left" in question
+    assert world.paid.requests == []
+    chat.say("/approve")
+    chat.wait_for("paid answer")
+    chat.wait_idle()
+    chat.ask("get stuck again")
+    assert "paid answer" in chat.screen[-1]
+    assert sum(QUESTION in text for text in chat.screen) == 1
+    other = asking.chat("B", user="bob")
+    other.say("get stuck")
+    other.wait_for(QUESTION)
+    other.say("/deny")
+    other.wait_for("local answer")
+    other.wait_idle()
+    assert len(rows()) == 2
+
+
+def test_nobody_answers_in_the_chat(world: World) -> None:
+    """The question times out: the local model goes on, and the task does not ask again."""
+    if not host.can_ask():
+        pytest.skip("this Hermes cannot ask")
+    world.local.script = lambda request, index: missing(request, index) if index < 6 else say("local answer")
+    with Gateway(config_text(world.local.url, CONFIRMED, more="approvals: {timeout: 1}\n")) as running:
+        chat = running.chat("A")
+        chat.say("get stuck")
+        chat.wait_for("local answer")
+        chat.wait_idle()
+        assert sum(QUESTION in text for text in chat.screen) == 1
+        assert any("is not asked: not allowed" in text for text in chat.screen)
+    assert world.paid.requests == []
+
+
+def test_only_some_may_spend(world: World) -> None:
+    """In a group, who is not in `allowed_users` gets no paid call: not by being stuck, not by /escalate, not by /steer."""
+    world.local.script = local_model
+    allowed = block({"allowed_users": ["loopback:ann", 12345]})
+    with Gateway(config_text(world.local.url, allowed)) as running:
+        ann, bob = running.chat("G", user="ann", chat_type="group"), running.chat("G", user="bob", chat_type="group")
+        assert ann.key != bob.key
+        world.local.script = stuck_each_task
+        bob.ask("get stuck")
+        assert "local answer" in bob.screen[-1]
+        assert any("who wrote the message is not in `allowed_users`" in text for text in bob.screen)
+        assert "you are not in `fallback_policy.allowed_users`" in bob.ask("/escalate")[0]
+        assert world.paid.requests == []
+        ann.ask("get stuck")
+        assert "paid answer" in ann.screen[-1]
+        ann.ask("/escalate")
+        assert len(world.paid.requests) == 1
+        ann.ask("hello")
+        assert len(world.paid.requests) == 2
+
+
+def test_nobody_steers_with_the_money_of_another(world: World) -> None:
+    """In a shared session, the turn is ann's: bob's `/steer escalate` in it is not heeded, ann's own is."""
+    shared = "group_sessions_per_user: false\n"
+    with Gateway(config_text(world.local.url, block({"allowed_users": ["ann"]}), more=shared)) as running:
+        world.local.script = local_model
+        ann, bob = running.chat("G", user="ann", chat_type="group"), running.chat("G", user="bob", chat_type="group")
+        assert ann.key == bob.key
+        world.local.script = lambda _request, index: (
+            call("terminal", command=f"sleep 0.3; echo {index}") if index < 8 else say("local answer")
+        )
+        ann.say("slow work")
+        ann.wait_running()
+        running.wait(lambda: len(world.local.requests) >= 1)
+        bob.say("/steer escalate")
+        ann.wait_for("local answer")
+        ann.wait_idle()
+        assert world.paid.requests == []
+
+
+def test_nobody_escalates_with_the_money_of_another(world: World) -> None:
+    """Bob's /escalate while the shared chat works for ann becomes a turn of its own, and pays for nothing."""
+    shared = "group_sessions_per_user: false\n"
+    world.local.script = local_model
+    with Gateway(config_text(world.local.url, block({"allowed_users": ["ann"]}), more=shared)) as running:
+        ann, bob = running.chat("G", user="ann", chat_type="group"), running.chat("G", user="bob", chat_type="group")
+        ann.say("slow work")
+        ann.wait_running()
+        running.wait(lambda: len(world.local.requests) >= 1)
+        bob.say("/escalate")
+        ann.wait_for("you are not in `fallback_policy.allowed_users`")
+        ann.wait_idle()
+        assert world.paid.requests == []
+        ann.ask("/escalate")
+        ann.ask("hello")
+        assert len(world.paid.requests) == 1

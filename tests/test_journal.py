@@ -1,52 +1,91 @@
-"""The journal: sums that tell unknown from nothing, several writers, files that cannot be used."""
+"""The journal: sums that tell unknown from nothing, several writers, old files, files that cannot be used."""
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import stat
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hermes_fallback.journal import Journal, JournalError
+from hermes_fallback.budget import NOTHING_USED, Allowed, Exceeded, Spent, Usage
+from hermes_fallback.journal import Journal, JournalError, Opening, Reserved
+
+NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 
 
-def escalation(journal: Journal, session_id: str = "s") -> int:
-    """Write one escalation."""
-    return journal.open_escalation(
-        session_id=session_id, from_model="local", to_model="strong", trigger="no_progress", reason="why"
-    )
+def opening(session_id: str = "s", **more: Any) -> Opening:
+    """An escalation about to begin."""
+    return Opening(session_id, "local", "strong", "no_progress", "why", **more)
+
+
+def allow(reserved_usd: float | None = None) -> Callable[[Spent], Allowed]:
+    """Let every call be made, for so much at most."""
+    return lambda _: Allowed(None, reserved_usd)
+
+
+def start(
+    journal: Journal, escalation: int | Opening, *, turn: str = "t", usd: float | None = None, seconds: float = 10
+) -> Reserved:
+    """Reserve a call that fits."""
+    reserved = journal.reserve(escalation, turn_id=turn, task_id=turn, account="s", seconds=seconds, fit=allow(usd))
+    assert isinstance(reserved, Reserved)
+    return reserved
+
+
+def answered(
+    journal: Journal, escalation: int | Opening, used: Usage, *, turn: str = "t", usd: float | None = None
+) -> int:
+    """Write a call that was answered; return its escalation."""
+    reserved = start(journal, escalation, turn=turn, usd=usd)
+    journal.end_call(reserved.call, "answered", seconds=2.0, used=used)
+    return reserved.escalation
+
+
+def rows(journal: Journal, query: str) -> list[tuple[Any, ...]]:
+    """What a reader of the file sees."""
+    with closing(sqlite3.connect(journal.path)) as connection:
+        return connection.execute(query).fetchall()
 
 
 def test_sums_of_an_escalation(tmp_path: Path) -> None:
-    """Answered calls are summed up; failed ones are counted and keep their error."""
+    """Answered calls are summed up; failed ones are counted, keep their error, and cost what they used."""
     journal = Journal(tmp_path)
-    id_ = escalation(journal)
-    for cost in (0.25, 0.5):
-        call = journal.start_call(id_, turn_id="t")
-        journal.end_call(call, "answered", seconds=2.0, input_tokens=10, output_tokens=5, cost_usd=cost)
-    journal.end_call(journal.start_call(id_, turn_id="t"), "failed", seconds=1.0, error="no")
+    id_ = answered(journal, opening(), Usage(10, 5, 0.25))
+    answered(journal, id_, Usage(10, 5, 0.5))
+    journal.end_call(start(journal, id_).call, "failed", seconds=1.0, used=NOTHING_USED, error="no")
+    journal.end_call(start(journal, id_).call, "interrupted", seconds=1.0, used=Usage(4, 1, 0.125))
     (entry,) = journal.entries()
-    assert (entry.calls, entry.failed, entry.error, entry.seconds) == (2, 1, "no", 5.0)
-    assert (entry.input_tokens, entry.output_tokens, entry.cost_usd) == (20, 10, 0.75)
+    assert (entry.calls, entry.failed, entry.error, entry.seconds) == (2, 1, "no", 6.0)
+    assert (entry.input_tokens, entry.output_tokens, entry.cost_usd) == (24, 11, 0.875)
 
 
 def test_one_unknown_cost_makes_the_sum_unknown(tmp_path: Path) -> None:
-    """Unknown is never shown as nothing."""
+    """Unknown is never shown as nothing; a call whose price is known and its usage is not has cost its reservation."""
     journal = Journal(tmp_path)
-    id_ = escalation(journal)
-    journal.end_call(journal.start_call(id_, turn_id="t"), "answered", seconds=1.0, input_tokens=1, cost_usd=0.5)
-    journal.end_call(journal.start_call(id_, turn_id="t"), "answered", seconds=1.0, input_tokens=1)
+    id_ = answered(journal, opening(), Usage(1, None, 0.5))
+    answered(journal, id_, Usage(1))
     (entry,) = journal.entries()
     assert (entry.input_tokens, entry.output_tokens, entry.cost_usd) == (2, None, None)
+    answered(journal, opening("other"), Usage(), usd=0.75)
+    assert journal.entries(session_id="other")[0].cost_usd == 0.75
 
 
 def test_entries_of_a_session_and_of_a_turn(tmp_path: Path) -> None:
     """An escalation that spans turns gives each turn its own calls."""
     journal = Journal(tmp_path)
-    first, second = escalation(journal, "one"), escalation(journal, "two")
-    for id_, turn in ((first, "t1"), (first, "t2"), (first, "t2"), (second, "t3")):
-        journal.end_call(journal.start_call(id_, turn_id=turn), "answered", seconds=1.0)
+    first = answered(journal, opening("one"), NOTHING_USED, turn="t1")
+    answered(journal, first, NOTHING_USED, turn="t2")
+    answered(journal, first, NOTHING_USED, turn="t2")
+    answered(journal, opening("two"), NOTHING_USED, turn="t3")
     assert [entry.calls for entry in journal.entries(session_id="one")] == [3]
     assert [entry.calls for entry in journal.entries(turn_id="t2")] == [2]
     assert [entry.session_id for entry in journal.entries()] == ["two", "one"]
@@ -58,44 +97,292 @@ def test_writers_at_once(tmp_path: Path) -> None:
 
     def write() -> None:
         barrier.wait()
-        journal = Journal(tmp_path / "new")
-        journal.end_call(journal.start_call(escalation(journal), turn_id="t"), "answered", seconds=1.0)
+        journal = Journal(tmp_path)
+        for _ in range(5):
+            answered(journal, opening(), NOTHING_USED)
 
     threads = [threading.Thread(target=write) for _ in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(Journal(tmp_path / "new").entries(last=100)) == 16
+    assert len(Journal(tmp_path).entries(last=1000)) == 80
 
 
-def test_nothing_is_made_before_the_first_escalation(tmp_path: Path) -> None:
-    """Reading an empty journal writes nothing."""
-    assert Journal(tmp_path / "none").entries() == ()
+def test_nothing_is_made_by_looking(tmp_path: Path) -> None:
+    """Reading a journal that is not there writes nothing."""
+    journal = Journal(tmp_path / "none")
+    assert [*journal.entries(), *journal.paid_calls(since=NOON), *journal.local_tasks()] == []
+    assert journal.spent(task_id="t", account="s") == Spent()
+    assert journal.forget() == journal.calls_in_flight() == 0
     assert not (tmp_path / "none").exists()
 
 
-def test_a_file_that_is_no_database(tmp_path: Path) -> None:
-    """The error names the file and what to do."""
-    (tmp_path / "journal.sqlite3").write_text("this is not a database, it is a text")
-    with pytest.raises(JournalError, match=r"journal\.sqlite3: file is not a database; make it writable, or move"):
-        escalation(Journal(tmp_path))
+def test_refused_leaves_nothing(tmp_path: Path) -> None:
+    """What does not fit is not written: no escalation without a call."""
+    journal = Journal(tmp_path)
+    refused = journal.reserve(opening(), turn_id="t", task_id="t", account="s", seconds=1, fit=lambda _: Exceeded("no"))
+    assert refused == Exceeded("no")
+    assert rows(journal, "SELECT * FROM escalations") == rows(journal, "SELECT * FROM calls") == []
+
+
+def test_spent_by_task_session_day_and_month(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Days and months are those of the local time zone, through a change of the clocks; sub-agents pay as their parent."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time_zone_changed()
+    moments = {
+        datetime(2026, 9, 30, 21, 59, tzinfo=UTC): 1.0,  # 23:59 on September 30
+        datetime(2026, 9, 30, 22, 1, tzinfo=UTC): 2.0,  # 00:01 on October 1
+        datetime(2026, 10, 24, 21, 59, tzinfo=UTC): 4.0,  # 23:59 on October 24
+        datetime(2026, 10, 24, 22, 1, tzinfo=UTC): 8.0,  # 00:01 on October 25, which has 25 hours
+        datetime(2026, 10, 25, 22, 30, tzinfo=UTC): 16.0,  # 23:30 on October 25
+    }
+    for place, (moment, usd) in enumerate(moments.items()):
+        journal = Journal(tmp_path, now=lambda moment=moment: moment)  # type: ignore[misc]
+        answered(journal, opening("s" if place > 2 else "older"), Usage(1, 1, usd), turn=f"t{place}")
+    journal = Journal(tmp_path, now=lambda: datetime(2026, 10, 25, 22, 45, tzinfo=UTC))
+    spent = journal.spent(task_id="t4", account="s")
+    assert (spent.task, spent.session, spent.day, spent.month) == (16.0, 24.0, 24.0, 30.0)
+    assert spent.escalations == 2
+    tomorrow = Journal(tmp_path, now=lambda: datetime(2026, 10, 25, 23, 1, tzinfo=UTC)).spent(task_id="t4", account="s")
+    assert (tomorrow.task, tomorrow.day, tomorrow.month) == (16.0, 0.0, 30.0)
+    november = Journal(tmp_path, now=lambda: datetime(2026, 10, 31, 23, 1, tzinfo=UTC)).spent(task_id="", account="")
+    assert november.month == 0.0
+    monkeypatch.undo()
+    time_zone_changed()
+
+
+def time_zone_changed() -> None:
+    """Have the process look at TZ again."""
+    import time  # noqa: PLC0415
+
+    time.tzset()
+
+
+def test_a_call_that_never_ended_is_spent(tmp_path: Path) -> None:
+    """It counts from its first moment on, and is taken for spent when its time is over; shadow calls never count."""
+    now = NOON
+    journal = Journal(tmp_path, now=lambda: now)
+    start(journal, opening(), usd=0.5, seconds=100)
+    journal.add_shadow_call(
+        journal.open_escalation(opening(is_shadow=True)), turn_id="t", task_id="t", used=Usage(1, 1, 9.0)
+    )
+    assert journal.spent(task_id="t", account="s") == Spent(0.5, 0.5, 0.5, 0.5, 1)
+    assert journal.calls_in_flight() == 1
+    now = NOON + timedelta(seconds=159)
+    journal.settle_expired()
+    assert journal.calls_in_flight() == 1
+    now = NOON + timedelta(seconds=161)
+    journal.settle_expired()
+    assert journal.calls_in_flight() == 0
+    assert journal.spent(task_id="t", account="s").day == 0.5
+    assert rows(journal, "SELECT state, cost_usd FROM calls WHERE reserved_usd > 0") == [("expired", 0.5)]
+
+
+def test_forget(tmp_path: Path) -> None:
+    """What is deleted is gone from the file; what was spent goes on counting, without a session or a reason."""
+    old = Journal(tmp_path, now=lambda: NOON - timedelta(days=60))
+    answered(old, opening("canary-old"), Usage(1, 1, 4.0))
+    journal = Journal(tmp_path, now=lambda: NOON)
+    for session in ("canary-one", "canary-two"):
+        answered(journal, opening(session), Usage(1, 1, 0.5))
+        journal.add_task(turn_id=session, task_id=session, session_id=session, task_type="", type_reason="",
+                         local_calls=1, untold_calls=0, input_tokens=1, output_tokens=1)  # fmt: skip
+    journal.set_off("canary-one", is_off=True)
+    assert journal.forget(session_id="canary-one") == 2
+    assert b"canary-one" not in journal.path.read_bytes()
+    assert [entry.session_id for entry in journal.entries()] == ["canary-two", "canary-old"]
+    assert journal.spent(task_id="", account="").day == 1.0
+    assert journal.forget(before=NOON - timedelta(days=30)) == 1
+    assert b"canary-old" not in journal.path.read_bytes()
+    assert b"canary-two" in journal.path.read_bytes()
+    assert journal.forget() == 2
+    assert b"canary" not in journal.path.read_bytes()
+    spent = journal.spent(task_id="", account="")
+    assert (spent.day, spent.month) == (1.0, 1.0)
+    assert rows(journal, "SELECT cost_usd FROM forgotten ORDER BY cost_usd") == [(0.5,), (0.5,), (4.0,)]
+
+
+# As the first release wrote it, with a row of each kind.
+VERSION_1 = """
+CREATE TABLE escalations (id INTEGER PRIMARY KEY, at TEXT NOT NULL, session_id TEXT NOT NULL, from_model TEXT NOT NULL,
+    to_model TEXT NOT NULL, trigger TEXT NOT NULL, reason TEXT NOT NULL);
+CREATE TABLE calls (id INTEGER PRIMARY KEY, escalation INTEGER NOT NULL REFERENCES escalations (id),
+    turn_id TEXT NOT NULL, at TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('started', 'answered', 'failed', 'interrupted')),
+    error TEXT, seconds REAL, input_tokens INTEGER, output_tokens INTEGER, cost_usd REAL);
+CREATE TABLE switches (session_id TEXT PRIMARY KEY, is_off INTEGER NOT NULL);
+CREATE INDEX escalations_by_session ON escalations (session_id);
+CREATE INDEX calls_by_escalation ON calls (escalation);
+CREATE INDEX calls_by_turn ON calls (turn_id);
+INSERT INTO escalations VALUES (7, '2026-11-24T10:00:00+00:00', 's', 'local', 'strong', 'no_progress', 'why');
+INSERT INTO calls VALUES (3, 7, 't', '2026-11-24T10:00:00+00:00', 'answered', NULL, 2.0, 10, 5, 0.25);
+INSERT INTO calls VALUES (4, 7, 't', '2026-11-24T10:00:05+00:00', 'failed', 'no', 1.0, NULL, NULL, NULL);
+INSERT INTO calls VALUES (5, 7, 'u', '2026-11-24T10:00:09+00:00', 'started', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO switches VALUES ('s', 1);
+PRAGMA user_version = 1;
+"""
+
+
+def old_journal(folder: Path) -> Journal:
+    """A journal that the first release left."""
+    with closing(sqlite3.connect(folder / "journal.sqlite3")) as connection:
+        connection.executescript(VERSION_1)
+    return Journal(folder, now=lambda: NOON)
+
+
+def test_old_rows_are_kept(tmp_path: Path) -> None:
+    """A journal of the first release goes on with all its rows; new ones fit in."""
+    journal = old_journal(tmp_path)
+    (entry,) = journal.entries()
+    assert (entry.session_id, entry.calls, entry.failed, entry.error, entry.task_type) == ("s", 1, 1, "no", "")
+    assert journal.is_off("s")
+    assert journal.spent(task_id="t", account="s") == Spent(0.25, 0.25, 0.25, 0.25, 1)
+    answered(journal, 7, Usage(1, 1, 0.5), turn="v")
+    assert rows(journal, "SELECT id, state FROM calls") == [
+        (3, "answered"),
+        (4, "failed"),
+        (5, "expired"),
+        (6, "answered"),
+    ]
+    assert rows(journal, "PRAGMA user_version") == [(2,)]
+    assert rows(journal, "PRAGMA foreign_key_check") == []
+
+
+def test_many_migrate_at_once(tmp_path: Path) -> None:
+    """Threads that find an old journal at the same moment all find its rows afterwards."""
+    old_journal(tmp_path)
+    barrier = threading.Barrier(16)
+    found: list[int] = []
+
+    def read() -> None:
+        barrier.wait()
+        found.append(len(Journal(tmp_path).entries()))
+
+    threads = [threading.Thread(target=read) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [1] * 16
+
+
+def test_a_later_releases_file_is_left_alone(tmp_path: Path) -> None:
+    """A file whose schema is not known is neither used nor changed."""
+    journal = Journal(tmp_path)
+    answered(journal, opening(), NOTHING_USED)
+    with closing(sqlite3.connect(journal.path)) as connection:
+        connection.execute("PRAGMA user_version = 9")
+    before = journal.path.read_bytes()
+    with pytest.raises(JournalError, match=r"a later hermes-fallback wrote it \(schema 9; this one knows 2\); update"):
+        start(journal, opening())
+    assert journal.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to be looked at as one" * 100, None])
+def test_a_corrupt_file_is_set_aside(tmp_path: Path, content: bytes | None) -> None:
+    """The call that finds it is refused and says why; the file is kept, and the next call begins a new one."""
+    journal = Journal(tmp_path, now=lambda: NOON)
+    answered(journal, opening("old"), NOTHING_USED)
+    if content is None:
+        whole = journal.path.read_bytes()
+        content = whole[:4096] + os.urandom(len(whole) - 4096)
+    journal.path.write_bytes(content)
+    with pytest.raises(JournalError, match=r"kept as journal\.sqlite3\.corrupt-20261124-120000"):
+        start(journal, opening())
+    (kept,) = tmp_path.glob("*.corrupt-*")
+    assert kept.read_bytes() == content
+    answered(journal, opening("new"), NOTHING_USED)
+    assert [entry.session_id for entry in journal.entries()] == ["new"]
+
+
+def test_many_find_the_same_corrupt_file(tmp_path: Path) -> None:
+    """Only the corrupt file is set aside, however many find it: the new one of the first stays."""
+    Journal(tmp_path).path.write_bytes(b"x" * 5000)
+    barrier = threading.Barrier(16)
+
+    def write() -> None:
+        barrier.wait()
+        for _ in range(20):
+            try:
+                answered(Journal(tmp_path), opening(), NOTHING_USED)
+            except JournalError:
+                continue
+            return
+
+    threads = [threading.Thread(target=write) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(list(tmp_path.glob("*.corrupt-*"))) == 1
+    assert len(Journal(tmp_path).entries(last=100)) == 16
+
+
+def test_a_locked_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that another program holds for too long: no call, and the message says what to do."""
+    monkeypatch.setattr("hermes_fallback.journal._BUSY_SECONDS", 0.2)
+    journal = Journal(tmp_path)
+    answered(journal, opening(), NOTHING_USED)
+    with closing(sqlite3.connect(journal.path)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(JournalError, match=r"locked for more than .* close the program that holds it"):
+            start(journal, opening())
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A file that cannot grow: no call, the rows before it stay, and the file is sound."""
+    journal = Journal(tmp_path)
+    answered(journal, opening(), NOTHING_USED)
+    script = (
+        "import resource, sys; from pathlib import Path; from tests.test_journal import *\n"
+        "size = Path(sys.argv[1], 'journal.sqlite3').stat().st_size\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
+        "try:\n    [start(Journal(Path(sys.argv[1])), opening('x' * 4000)) for _ in range(50)]\n"
+        "except JournalError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "journal.sqlite3: " in done.stdout
+    assert rows(journal, "PRAGMA integrity_check") == [("ok",)]
+    assert journal.entries()[-1].session_id == "s"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    """A file where the folder should be, as a read-only home would be for who is not root: no call."""
+    (tmp_path / "hermes-fallback").write_text("in the way")
+    with pytest.raises(JournalError, match="make it writable, or move the file away"):
+        start(Journal(tmp_path / "hermes-fallback"), opening())
+
+
+def test_only_the_owner_can_read_it(tmp_path: Path) -> None:
+    """Mode 0600 from the first moment, and again where somebody loosened it."""
+    journal = Journal(tmp_path / "new")
+    answered(journal, opening(), NOTHING_USED)
+    assert stat.S_IMODE(journal.path.stat().st_mode) == 0o600
+    journal.path.chmod(0o644)
+    journal.entries()
+    assert stat.S_IMODE(journal.path.stat().st_mode) == 0o600
 
 
 def test_columns_hold_no_content(tmp_path: Path) -> None:
     """There is no column in which a prompt, an argument or a result could stand."""
     journal = Journal(tmp_path)
-    escalation(journal)
-    with sqlite3.connect(journal.path) as connection:
-        columns = {
-            table: [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
-            for table in ("escalations", "calls")
-        }
-    connection.close()
+    answered(journal, opening(), NOTHING_USED)
+    tables = [name for (name,) in rows(journal, "SELECT name FROM sqlite_master WHERE type = 'table'")]
+    columns = {table: [row[1] for row in rows(journal, f"PRAGMA table_info({table})")] for table in tables}
     assert columns == {
-        "escalations": ["id", "at", "session_id", "from_model", "to_model", "trigger", "reason"],
-        "calls": [
-            *("id", "escalation", "turn_id", "at", "state", "error"),
-            *("seconds", "input_tokens", "output_tokens", "cost_usd"),
+        "escalations": [
+            *("id", "at", "session_id", "from_model", "to_model", "trigger", "reason"),
+            *("task_type", "type_reason", "is_shadow"),
         ],
+        "calls": [
+            *("id", "escalation", "turn_id", "task_id", "at", "state", "error", "seconds"),
+            *("input_tokens", "output_tokens", "reserved_usd", "expires_at", "cost_usd"),
+        ],
+        "tasks": [
+            *("turn_id", "task_id", "at", "session_id", "task_type", "type_reason"),
+            *("local_calls", "untold_calls", "input_tokens", "output_tokens"),
+        ],
+        "forgotten": ["at", "cost_usd"],
+        "switches": ["session_id", "is_off"],
     }

@@ -129,8 +129,9 @@ def test_check(tmp_path: Path, block: str, status: int, words: str) -> None:
     """`hermes escalation check` says what is wrong, and its exit status does too."""
     home = tmp_path / "home"
     home.mkdir()
-    (home / "config.yaml").write_text(config_text("http://127.0.0.1:9/v1", block))
-    done = hermes(home, "escalation", "check", OPENAI_API_KEY=KEY)
+    with Endpoint(missing) as local:
+        (home / "config.yaml").write_text(config_text(local.url, block))
+        done = hermes(home, "escalation", "check", OPENAI_API_KEY=KEY)
     assert words in done.stdout, done.stdout + done.stderr
     assert done.returncode == status
 

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pexpect
 import pyte
 import pytest
 
+from hermes_fallback import host
 from tests.endpoints import Answer, Endpoint, call, say
-from tests.world import KEY, config_text
+from tests.world import ISSUE_BLOCK, KEY, config_text
 
 HERMES = Path(sys.executable).with_name("hermes")
 TEXT_CALL = 'I will read it.\n<tool_call>\n{"name": "read_file", "arguments": {"path": "/etc/hostname"}}\n</tool_call>'
@@ -23,11 +25,15 @@ TEXT_CALL = 'I will read it.\n<tool_call>\n{"name": "read_file", "arguments": {"
 class Terminal:
     """The real hermes in a pseudo-terminal, and the screen it draws."""
 
-    def __init__(self, home: Path, env: dict[str, str]) -> None:
+    def __init__(self, home: Path, env: dict[str, str], *arguments: str) -> None:
         self._screen = pyte.HistoryScreen(110, 50, history=2000)
         self._stream = pyte.ByteStream(self._screen)
         self._child: pexpect.spawn[bytes] = pexpect.spawn(
-            str(HERMES), cwd=str(home), env={**os.environ, **env, "TERM": "xterm-256color"}, dimensions=(50, 110)
+            str(HERMES),
+            list(arguments),
+            cwd=str(home),
+            env={**os.environ, **env, "TERM": "xterm-256color"},
+            dimensions=(50, 110),
         )
 
     def shows(self, text: str, *, within: float = 40.0) -> str:
@@ -49,6 +55,13 @@ class Terminal:
         """Type a line and press Enter."""
         self._child.send(text)
         time.sleep(0.3)
+        self._child.send("\r")
+
+    def choose(self, number: int) -> None:
+        """Choose an entry of the list that Hermes asks with."""
+        for _ in range(number - 1):
+            self._child.send("\x1b[B")
+            time.sleep(0.3)
         self._child.send("\r")
 
     def press(self, key: str) -> None:
@@ -84,20 +97,26 @@ def paid_model(request: dict[str, Any], _index: int) -> Answer:
     return say("The stronger model speaks slowly.\n" * 60, hold_seconds=0.1) if long else say("The stronger answer.")
 
 
-@pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Terminal]:
+@contextmanager
+def running(home: Path, block: str, *arguments: str) -> Iterator[Terminal]:
     """The interactive hermes between two endpoints."""
-    home = tmp_path / "home"
     home.mkdir()
     with Endpoint(local_model) as local, Endpoint(paid_model, strict=True, key=KEY) as paid:
-        (home / "config.yaml").write_text(config_text(local.url))
+        (home / "config.yaml").write_text(config_text(local.url, block))
         env = {"HERMES_HOME": str(home), "HOME": str(home), "OPENAI_BASE_URL": paid.url, "OPENAI_API_KEY": KEY}
-        made = Terminal(home, env)
+        made = Terminal(home, env, *arguments)
         try:
             made.shows("❯")
             yield made
         finally:
             made.close()
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    """The interactive hermes with the configuration of the README."""
+    with running(tmp_path / "home", ISSUE_BLOCK) as made:
+        yield made
 
 
 def test_escalate_typed_into_hermes(terminal: Terminal) -> None:
@@ -149,3 +168,42 @@ def test_steer_escalate_and_stop(terminal: Terminal) -> None:
     terminal.shows("nterrupted", within=5.0)
     terminal.type("hello")
     terminal.shows("Greetings from the local model.")
+
+
+ASKING = """\
+model_routing:
+  fallback: {provider: openai, model: gpt-5.4}
+  fallback_policy: {confirm: always, budget: {per_day_usd: 2}}
+"""
+
+
+@pytest.mark.skipif(not host.can_ask(), reason="this Hermes cannot ask")
+def test_a_person_is_asked_for_money(tmp_path: Path) -> None:
+    """Hermes's own question names model, reason, tokens, dollars and what is left; a yes is paid, a no stays local."""
+    with running(tmp_path / "home", ASKING) as terminal:
+        terminal.type("call it as text")
+        seen = terminal.shows("Let openai/gpt-5.4 take over from qwen3.6:9b")
+        for words in ("tool call written as text?", "tokens in and up to 16,384", "$2.0000 of $2 today is left"):
+            assert words in " ".join(seen.replace("│", " ").split())
+        assert "Always" not in seen
+        terminal.choose(1)
+        seen = terminal.shows("⚡ openai/gpt-5.4 helped, because the local model gave a tool call written as text")
+        assert seen.count("The stronger answer.") == 1
+        # The question stands below what was streamed, not in its middle.
+        assert seen.index("</tool_call>") < seen.index("→ allowed once")
+        terminal.type("call it as text once more")
+        terminal.shows("to select, Enter to confirm")
+        terminal.choose(3)
+        terminal.shows("⚡ openai/gpt-5.4 is not asked: not allowed")
+        terminal.shows("⚡ qwen3.6:9b goes on")
+        terminal.type("/escalate status")
+        terminal.shows("Of the budget, $1.99")
+
+
+@pytest.mark.skipif(not host.can_ask(), reason="this Hermes cannot ask")
+def test_yolo_does_not_answer_for_money(tmp_path: Path) -> None:
+    """`hermes --yolo` runs commands without asking, and pays for nothing."""
+    with running(tmp_path / "home", ASKING, "--yolo") as terminal:
+        terminal.type("call it as text")
+        seen = terminal.shows("⚡ openai/gpt-5.4 is not asked: yolo does not answer for money")
+        assert "The stronger answer." not in seen

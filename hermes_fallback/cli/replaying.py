@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import zlib
 from collections import Counter
@@ -16,16 +15,15 @@ from typing import Any, cast
 
 import yaml
 
-from . import config as configuration
-from . import executor, explain, host, replay
-from .config import Config, ConfigError, Policy, Primary, Tier
-from .replay import Firing, Format, Outcome
+from .. import config as configuration
+from .. import executor, explain, host, replay
+from ..config import Config, ConfigError, Policy, Primary, Tier
+from ..replay import Firing, Format, Outcome
+from . import period
 
 HELP = "say where recorded conversations would have been escalated, why, and what that would have cost"
 
 _GOOD, _FAULTS = 0, 1
-_SINCE = re.compile(r"(\d+)([hdw])")
-_HOURS = {"h": 1, "d": 24, "w": 24 * 7}
 
 
 def set_up(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +31,7 @@ def set_up(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("files", nargs="*", type=Path, metavar="FILE", help="JSONL, packed by gzip or not; none: your Hermes sessions")
     add("--format", choices=("messages", "events"), default="messages", help="what a line of a FILE holds (messages)")
-    add("--since", type=_hours, default=30 * 24, metavar="30d", help="how old sessions may be: 12h, 30d, 8w")
+    add("--since", type=period.hours, default=30 * 24, metavar="30d", help="how old sessions may be: 12h, 30d, 8w")
     add("--sensitivity", choices=("low", "normal", "high"), help="instead of the configured one")
     add("--config", type=Path, metavar="YAML", help="a file with a model_routing block, instead of Hermes's")
     add(
@@ -70,13 +68,6 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         table.close()
     return _FAULTS if faults else _GOOD
-
-
-def _hours(text: str) -> int:
-    match = _SINCE.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"“{text}” is no time; write for example 12h, 30d or 8w")
-    return int(match[1]) * _HOURS[match[2]]
 
 
 def _tier(text: str) -> Tier:

@@ -1,0 +1,127 @@
+"""Whether a call may be paid: who asks for it, whether a person said yes, and whether it fits the budget.
+
+What is allowed leaves here as a reservation in the journal; there is no other way to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from . import budget, explain
+from .budget import Allowed, Exceeded, Spent, WorstCase
+from .config import Budget, Tier
+from .events import BudgetLifted, ConsentGiven, ConsentRefused, Event, TurnStarted
+from .journal import Reserved
+from .policy import Escalate
+from .task import Task
+
+
+class NotPermitted(Exception):  # noqa: N818  # nothing went wrong: the user's rules say no
+    """No money may be spent on this call; the message says why, in words for people.
+
+    `is_budget`: the budget says so, and not a person.
+    """
+
+    def __init__(self, message: str, *, is_budget: bool) -> None:
+        super().__init__(message)
+        self.is_budget = is_budget
+
+
+def permit(decision: Escalate, task: Task, tier: Tier, *, reason: str, worst: WorstCase | None) -> Reserved:
+    """Return the reservation for a call that costs `worst` at most, as soon as all that the user set allows it.
+
+    Raises:
+        NotPermitted: by a person, by `allowed_users`, or by the budget.
+        JournalError: what is spent cannot be read, or the reservation not be written.
+    """
+    if decision.held is None:
+        _confirm(task, tier, reason=reason, worst=worst)
+    answer = _reserve(decision, task, tier, reason=reason, worst=worst)
+    if isinstance(answer, Exceeded) and task.config.policy.budget.on_exceeded == "ask":
+        consent = task.ask(f"{tier.name} would go over the budget: {answer.why}. Let it do so, for this task?")
+        if not consent.given:
+            task.ledger.append(ConsentRefused(task.clock()))
+            raise NotPermitted(f"{answer.why} ({consent.why})", is_budget=True)
+        task.ledger.append(BudgetLifted(task.clock()))
+        answer = _reserve(decision, task, tier, reason=reason, worst=worst)
+    if isinstance(answer, Exceeded):
+        raise NotPermitted(answer.why, is_budget=True)
+    return answer
+
+
+def permit_host(task: Task, tier: Tier, *, reason: str) -> None:
+    """Return if Hermes may go to its own fallback providers, whose price is not known before they answer.
+
+    Raises:
+        NotPermitted: by a person, by `allowed_users`, or by the budget.
+        JournalError: what is spent cannot be read.
+    """
+    _confirm(task, tier, reason=reason, worst=None)
+    spent = task.journal.spent(task_id=task.task_id, account=task.account)
+    answer = budget.fit(_limits(task), spent, None, max_tokens=None, is_new=True)
+    if isinstance(answer, Exceeded):
+        raise NotPermitted(answer.why, is_budget=True)
+
+
+def _confirm(task: Task, tier: Tier, *, reason: str, worst: WorstCase | None) -> None:
+    """Have a person say yes, where one is to be asked; a no holds for the rest of the task, whatever the tier."""
+    if not task.may_spend:
+        task.ledger.append(ConsentRefused(task.clock()))
+        raise NotPermitted("who wrote the message is not in `allowed_users`", is_budget=False)
+    confirm = task.config.policy.confirm
+    events = task.ledger.events()
+    if confirm == "never" or (confirm == "first_in_session" and any(isinstance(one, ConsentGiven) for one in events)):
+        return
+    spent = task.journal.spent(task_id=task.task_id, account=task.account)
+    # What cannot be paid for anyway is not asked for.
+    allowed = budget.fit(_limits(task), spent, worst, max_tokens=tier.max_tokens, is_new=True)
+    if isinstance(allowed, Exceeded):
+        return
+    consent = task.ask(" ".join(_question(task, tier, reason=reason, worst=worst, allowed=allowed, spent=spent)))
+    if not consent.given:
+        task.ledger.append(ConsentRefused(task.clock()))
+        raise NotPermitted(consent.why, is_budget=False)
+    task.ledger.append(ConsentGiven(task.clock()))
+
+
+def _question(
+    task: Task, tier: Tier, *, reason: str, worst: WorstCase | None, allowed: Allowed, spent: Spent
+) -> Iterator[str]:
+    yield f"Let {tier.name} take over from {task.local_model}, because {reason}?"
+    if worst is None:
+        yield "What it costs is not known."
+    else:
+        tokens_out = allowed.max_tokens or budget.USUAL_OUTPUT_TOKENS
+        yield (
+            f"A call has about {explain.tokens(worst.input_tokens)} in and up to {explain.tokens(tokens_out)} out: "
+            f"{explain.usd(worst.usd(tokens_out))} at most, and a task takes several."
+        )
+    nearest = budget.left(_limits(task), spent)
+    yield "No budget is set." if nearest is None else f"Of the budget, {nearest}."
+
+
+def _reserve(
+    decision: Escalate, task: Task, tier: Tier, *, reason: str, worst: WorstCase | None
+) -> Reserved | Exceeded:
+    return task.journal.reserve(
+        decision.held.journal_id if decision.held else task.opening(decision, tier, reason),
+        turn_id=task.turn_id,
+        task_id=task.task_id,
+        account=task.account,
+        seconds=tier.timeout_seconds,
+        fit=partial(budget.fit, _limits(task), worst=worst, max_tokens=tier.max_tokens, is_new=decision.held is None),
+    )
+
+
+def _limits(task: Task) -> Budget:
+    return Budget() if _is_lifted(task.ledger.events()) else task.config.policy.budget
+
+
+def _is_lifted(events: tuple[Event, ...]) -> bool:
+    for event in reversed(events):
+        if isinstance(event, TurnStarted):
+            return False
+        if isinstance(event, BudgetLifted):
+            return True
+    return False

@@ -1,0 +1,69 @@
+"""What an escalation needs to know of the turn that it is for, and may do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .config import Config, Tier
+from .journal import Journal, Opening
+from .ledger import Ledger
+from .live import LiveAgent
+from .policy import Decision, Escalate, decide
+
+SIGN = "⚡"
+"""Begins every line that the user sees of us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """What a person said when asked for money; `why` says what kept it from being a yes."""
+
+    given: bool
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One turn of a session.
+
+    `account` is the session that pays and `task_id` the turn that pays: those of a sub-agent's parent. `may_spend` is
+    false for a chat user who is not in `allowed_users`; `ask` puts a question about money to a person.
+    """
+
+    session_id: str
+    account: str
+    turn_id: str
+    task_id: str
+    task_type: str
+    type_reason: str
+    may_spend: bool
+    local_model: str
+    config: Config
+    ledger: Ledger
+    journal: Journal
+    live: LiveAgent
+    clock: Callable[[], float]
+    is_interrupted: Callable[[], bool]
+    call_local_endpoint: Callable[[Mapping[str, Any]], Any]
+    ask: Callable[[str], Consent]
+
+    def decide(self) -> Decision:
+        """Return who answers next, by what is known now."""
+        # In shadow, the local model has the task all along: what it does cannot lead to a second tier.
+        tiers = 1 if self.config.policy.is_shadow else len(self.config.ladder)
+        return decide(self.ledger.events(), self.config.policy, tiers=tiers, now=self.clock())
+
+    def opening(self, decision: Escalate, tier: Tier, reason: str) -> Opening:
+        """Return what the journal gets to know of an escalation that begins."""
+        return Opening(
+            session_id=self.account,
+            from_model=self.local_model,
+            to_model=tier.name,
+            trigger=decision.trigger,
+            reason=reason,
+            task_type=self.task_type,
+            type_reason=self.type_reason,
+            is_shadow=self.config.policy.is_shadow,
+        )

@@ -1,0 +1,219 @@
+"""`hermes escalation check | status | explain | forget`, as a user and a script run them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+import yaml
+
+from hermes_fallback.journal import Journal
+from tests.endpoints import Endpoint, fail, in_order, say
+from tests.test_money import OPENAI, block, stuck_each_task
+from tests.test_plugin import hermes
+from tests.world import KEY, config_text
+
+
+@dataclass
+class Shell:
+    """A Hermes home between two endpoints, and the command in it."""
+
+    home: Path
+    local: Endpoint
+    paid: Endpoint
+
+    def configure(self, text: str) -> None:
+        """Write the config."""
+        (self.home / "config.yaml").write_text(config_text(self.local.url, text))
+
+    def run(self, *arguments: str, **env: str) -> CompletedProcess[str]:
+        """Run hermes; no key and no secret of ours ever comes out."""
+        keys = {"OPENAI_BASE_URL": self.paid.url, "OPENAI_API_KEY": KEY, "TZ": "UTC", **env}
+        done = hermes(self.home, *arguments, **keys)
+        assert KEY not in done.stdout + done.stderr
+        return done
+
+    def escalation(self, *arguments: str, **env: str) -> CompletedProcess[str]:
+        """Run one of our commands."""
+        return self.run("escalation", *arguments, **env)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    """A home with the plugin on."""
+    home = tmp_path / "home"
+    home.mkdir()
+    script: Callable[..., Any] = in_order([say("The stronger answer.")])
+    with Endpoint(stuck_each_task) as local, Endpoint(script, strict=True, key=KEY) as paid:
+        made = Shell(home, local, paid)
+        made.configure(block({"budget": {"per_day_usd": 2}}))
+        yield made
+
+
+def test_check_tells_what_is_known(shell: Shell) -> None:
+    """All well: status 0, with price, window and tools of each tier, and whether the local endpoint answers."""
+    done = shell.escalation("check")
+    assert done.returncode == 0
+    for words in (
+        f"The local model, qwen3.6:9b, answers at {shell.local.url}.",
+        "tier 1, openai/gpt-5.4: ready",
+        "price: $2.50 in, $15.00 out, for a million tokens",
+        "context: 1,050,000 tokens; tools: yes",
+    ):
+        assert words in done.stdout
+    assert shell.paid.requests == []
+
+
+def test_check_says_what_to_look_at(shell: Shell) -> None:
+    """Status 2: it runs, but a price is not known, or the local endpoint does not answer now."""
+    shell.configure(block({"budget": {"per_day_usd": 2}}, fallback={**OPENAI, "model": "gpt-of-tomorrow"}))
+    done = shell.escalation("check")
+    assert done.returncode == 2
+    assert "?     price: not known to litellm; give the tier a `price`, or it will not be asked" in done.stdout
+    text = config_text("http://127.0.0.1:9/v1", block())
+    (shell.home / "config.yaml").write_text(text)
+    done = shell.escalation("check")
+    assert done.returncode == 2
+    assert "? The local model, qwen3.6:9b, does not answer at http://127.0.0.1:9/v1: " in done.stdout
+
+
+def test_check_says_what_to_mend(shell: Shell) -> None:
+    """Status 1: no key for a tier of a task type, a fault in the block."""
+    types = [{"name": "a", "fallback": {"provider": "anthropic", "model": "claude-opus-4-7"}}]
+    shell.configure(block(task_types=types))
+    done = shell.escalation("check")
+    assert done.returncode == 1
+    assert "! tier 1 of a, anthropic/claude-opus-4-7: ANTHROPIC_API_KEY is not set" in done.stdout
+    shell.configure(block({"budget": {"per_dya_usd": 2}}))
+    done = shell.escalation("check")
+    assert done.returncode == 1
+    assert "budget.per_dya_usd: unknown key; did you mean per_day_usd?" in done.stdout
+
+
+def test_check_live_makes_one_small_call_a_tier(shell: Shell) -> None:
+    """The call is journaled, fits the budget, and tells what is wrong with a key before a task needs it."""
+    done = shell.escalation("check", "--live")
+    assert done.returncode == 0
+    assert "tier 1, openai/gpt-5.4: answered in " in done.stdout
+    (request,) = shell.paid.requests
+    assert request["max_completion_tokens"] == 1024
+    assert len(request["tools"]) == 1
+    (entry,) = Journal(shell.home / "hermes-fallback").entries()
+    assert (entry.trigger, entry.calls) == ("check", 1)
+    assert entry.cost_usd == pytest.approx(0.00055)
+    shell.paid.script = lambda *_: fail(401, "no such key")
+    done = shell.escalation("check", "--live")
+    assert done.returncode == 1
+    assert "! openai/gpt-5.4: the key is missing or was refused" in done.stdout
+    shell.configure(block({"budget": {"per_day_usd": 0.001}}))
+    before = len(shell.paid.requests)
+    done = shell.escalation("check", "--live")
+    assert done.returncode == 2
+    assert "not called: it may cost $0.0" in done.stdout
+    assert len(shell.paid.requests) == before
+
+
+def test_status(shell: Shell) -> None:
+    """What holds, what is spent and left, for people and for scripts."""
+    shell.configure(
+        block({"budget": {"per_day_usd": 2, "per_task_usd": 0.5}, "confirm": "never", "allowed_users": [7]})
+    )
+    shell.run("chat", "-q", "read it")
+    shown = shell.escalation("status").stdout
+    for words in ("state", "on", "nobody is asked", "openai/gpt-5.4", "UTC", "$2.00", "each task", "$0.50", "$1.9"):
+        assert words in shown
+    told = json.loads(shell.escalation("status", "--json").stdout)
+    assert (told["state"], told["ladder"], told["allowed_users"]) == ("on", ["openai/gpt-5.4"], ["7"])
+    limits = {one["name"]: (one["limit"], one["spent"]) for one in told["budget"]}
+    assert limits["per_day_usd"] == (2, pytest.approx(0.00055))
+    assert limits["per_task_usd"] == (0.5, None)
+    assert "qwen3.6:9b → openai/gpt-5.4: took over" in told["last_escalation"]
+    rows = dict(list(csv.reader(io.StringIO(shell.escalation("status", "--csv").stdout)))[1:])
+    assert (rows["state"], rows["per_day_usd_limit"], rows["per_day_usd_spent"]) == ("on", "2", "0.00055")
+
+
+@pytest.mark.parametrize(
+    ("policy", "state"),
+    [
+        ({"enabled": "shadow"}, "shadow: everything is decided and nothing is paid"),
+        ({"enabled": False}, "off"),
+        ({"enabled": 3}, "not active: 1 to mend in the configuration; run `hermes escalation check`"),
+    ],
+)
+def test_status_of_what_does_not_run(shell: Shell, policy: dict[str, Any], state: str) -> None:
+    """Status 1 only where the plugin is not active."""
+    shell.configure(block(policy))
+    done = shell.escalation("status", "--json")
+    assert json.loads(done.stdout)["state"] == state
+    assert done.returncode == int("not active" in state)
+
+
+def test_explain_and_forget(shell: Shell) -> None:
+    """A session's timeline in sentences, with its type and why; then all of it is gone, and the money still counts."""
+    shell.configure(
+        block({"budget": {"per_day_usd": 2}}, task_types=[{"name": "coding", "match": {"message": "(?i)READ"}}])
+    )
+    shell.run("chat", "-q", "read it")
+    journal = Journal(shell.home / "hermes-fallback")
+    session = journal.entries()[0].session_id
+    told = shell.escalation("explain", session).stdout
+    lines = [
+        "qwen3.6:9b → openai/gpt-5.4: took over in a task of type coding (the message matches), because read_file failed 3 "
+        "times: file not found [repeated_tool_failure].",
+        "1 call, 100 tokens in, 20 out, $0.0006.",
+        "A task of type coding (the message matches) ended; the local model had 3 calls in it, 300 tokens in, 60 out.",
+    ]
+    places = [told.index(line) for line in lines]
+    assert places == sorted(places)
+    kinds = [row["kind"] for row in json.loads(shell.escalation("explain", session, "--json").stdout)]
+    assert kinds == ["escalation", "local"]
+    (row,) = csv.DictReader(io.StringIO(shell.escalation("explain", "--csv").stdout))
+    assert (row["session"], row["cost_usd"], row["task_type"]) == (session, "0.00055", "coding")
+    assert shell.escalation("forget").returncode == 2
+    assert "Deleted: 2" in shell.escalation("forget", session).stdout
+    assert "Nothing was escalated." in shell.escalation("explain").stdout
+    assert session.encode() not in journal.path.read_bytes()
+    assert journal.spent(task_id="", account="").day == pytest.approx(0.00055)
+    report = json.loads(shell.escalation("report", "--json").stdout)
+    assert (report["forgotten_usd"], report["totals"]["paid"]["cost_usd"]) == (pytest.approx(0.00055), 0)
+    assert "Forgotten: $0.0006 more was paid in rows that were deleted since." in shell.escalation("report").stdout
+
+
+def test_a_journal_that_cannot_be_read(shell: Shell) -> None:
+    """Each command says so, in a sentence, with status 1."""
+    folder = shell.home / "hermes-fallback"
+    folder.write_text("in the way")
+    done = shell.escalation("check")
+    assert done.returncode == 1
+    assert "! The journal cannot be used, so nothing will be paid: " in done.stdout
+    folder.unlink()
+    assert shell.escalation("check").returncode == 0
+    with closing(sqlite3.connect(folder / "journal.sqlite3")) as connection:
+        connection.execute("PRAGMA user_version = 9")
+    for command in ("status", "explain", "report", "check"):
+        done = shell.escalation(command)
+        assert done.returncode == 1, command
+        assert "he journal cannot be" in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_names_of_models_are_only_text(shell: Shell) -> None:
+    """What a model's name looks like is neither obeyed by the terminal nor taken for markup."""
+    name = "\x1b[31m[red]evil\x07"
+    text = yaml.safe_dump({"model_routing": {"fallback": {"provider": "openai", "model": name}}})
+    shell.configure(text)
+    shell.run("chat", "-q", "read it")
+    for command in ("explain", "status"):
+        shown = shell.escalation(command).stdout
+        assert "[red]evil" in shown
+        assert "\x1b[31m[" not in shown
+        assert "\x07" not in shown
