@@ -95,7 +95,16 @@ class Interrupted(Exception):  # noqa: N818  # nothing went wrong: the user said
 def warm(ladder: Sequence[Tier]) -> None:
     """Import litellm in the background, if a tier needs it: an escalation that may come need not wait for it."""
     if any(tier.is_litellm for tier in ladder) and "litellm" not in sys.modules:
-        threading.Thread(target=_import_quietly, name="hermes-fallback-warm", daemon=True).start()
+        # No daemon: a process that ends while compiled modules are imported on one aborts ("exception not rethrown"),
+        # so it waits for the import instead, 3 s at most.
+        threading.Thread(target=_warm, name="hermes-fallback-warm").start()
+
+
+def _warm() -> None:
+    try:
+        _import_quietly()
+    except Exception:  # whoever needs it imports it again and says so; at the end of the process nobody does
+        logger.debug("litellm was not imported in the background", exc_info=True)
 
 
 def fault_of(tier: Tier) -> str | None:

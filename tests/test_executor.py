@@ -147,3 +147,14 @@ def test_installed_litellm_is_in_the_range_that_works() -> None:
     (litellm,) = [requirement for requirement in requirements if requirement.name == "litellm"]
     assert litellm.specifier.contains(version("litellm"))
     assert not any(litellm.specifier.contains(bad) for bad in ("1.82.7", "1.82.8", "1.106.0", "1.109.1"))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 0.7, 1.2])
+def test_ending_in_the_middle_of_the_warm_up(seconds: float) -> None:
+    """A process that ends while litellm is imported in the background ends as it would have."""
+    code = (
+        "import sys, time; from hermes_fallback import executor; from hermes_fallback.config import Tier\n"
+        f"executor.warm([Tier('openai', 'any')]); time.sleep({seconds}); sys.exit(7)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (7, "")

@@ -16,10 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from hermes_fallback import host
 from tests.endpoints import Answer, Endpoint, call, say
 from tests.gateway_chats import Gateway
 from tests.test_escalation import missing, rows
-from tests.world import KEY, World, config_text
+from tests.world import ISSUE_BLOCK, KEY, World, config_text
 
 
 class Pipe:
@@ -44,11 +47,14 @@ class Pipe:
 
     def _ask(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         self._count += 1
-        message = {"jsonrpc": "2.0", "id": self._count, "method": method, "params": params}
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(message) + "\n")
-        self._process.stdin.flush()
+        self.send(id=self._count, method=method, params=params)
         return self.hear(lambda one: one.get("id") == self._count and "method" not in one)
+
+    def send(self, **message: Any) -> None:
+        """Send what nobody answers: a notification, or the answer to a request."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+        self._process.stdin.flush()
 
     def hear(self, wanted: Any, within: float = 60.0) -> dict[str, Any]:
         """Wait for a message."""
@@ -77,10 +83,10 @@ class Pipe:
 
 
 @contextmanager
-def program(module: str, home: Path, *, local: Endpoint, paid: Endpoint) -> Iterator[Pipe]:
+def program(module: str, home: Path, *, local: Endpoint, paid: Endpoint, block: str = ISSUE_BLOCK) -> Iterator[Pipe]:
     """Run a module of Hermes between two endpoints."""
     home.mkdir()
-    (home / "config.yaml").write_text(config_text(local.url))
+    (home / "config.yaml").write_text(config_text(local.url, block))
     env = {
         **os.environ,
         "HERMES_HOME": str(home),
@@ -146,6 +152,56 @@ def test_acp(tmp_path: Path) -> None:
         shown = json.dumps(editor.heard, ensure_ascii=False)
         assert "paid answer" in shown
         assert "⚡ openai/gpt-5.4 helped, because read_file failed 3 times: file not found" in shown
+
+
+ASKING = "model_routing: {fallback: {provider: openai, model: gpt-5.4}, fallback_policy: {confirm: first_in_session}}\n"
+QUESTION = "Let openai/gpt-5.4 take over from qwen3.6:9b, because read_file failed 3 times: file not found?"
+
+
+def stuck_then_not(request: dict[str, Any], _index: int) -> Answer:
+    """Fails three times, then answers."""
+    done = sum(message["role"] == "tool" for message in request["messages"])
+    return call("read_file", path=f"/nowhere/{done}") if done < 3 else say("local answer")
+
+
+@pytest.mark.skipif(not host.can_ask(), reason="this Hermes cannot ask")
+@pytest.mark.parametrize(("choice", "answer"), [("once", "paid answer"), ("deny", "local answer")])
+def test_tui_asks_for_money(tmp_path: Path, choice: str, answer: str) -> None:
+    """The TUI shows the question; what the person chooses is what happens."""
+    with (
+        Endpoint(stuck_then_not) as local,
+        Endpoint(lambda *_: say("paid answer"), strict=True, key=KEY) as paid,
+        program("tui_gateway.entry", tmp_path / "home", local=local, paid=paid, block=ASKING) as tui,
+    ):
+        session = tui.ask("session.create", cols=100)["session_id"]
+        tui.ask("prompt.submit", session_id=session, text="get stuck")
+        asked = tui.hear(lambda one: one.get("params", {}).get("type") == "approval.request")
+        assert QUESTION in json.dumps(asked, ensure_ascii=False)
+        assert paid.requests == []
+        tui.ask("approval.respond", session_id=session, choice=choice)
+        tui.hear(lambda one: one.get("params", {}).get("type") == "message.complete")
+        assert answer in json.dumps(tui.heard, ensure_ascii=False)
+        assert len(paid.requests) == (choice == "once")
+
+
+@pytest.mark.skipif(not host.can_ask(), reason="this Hermes cannot ask")
+def test_acp_asks_for_money(tmp_path: Path) -> None:
+    """An editor gets the question as a request for permission."""
+    with (
+        Endpoint(stuck_then_not) as local,
+        Endpoint(lambda *_: say("paid answer"), strict=True, key=KEY) as paid,
+        program("acp_adapter", tmp_path / "home", local=local, paid=paid, block=ASKING) as editor,
+    ):
+        editor.ask("initialize", protocolVersion=1, clientCapabilities={})
+        session = editor.ask("session/new", cwd=str(tmp_path), mcpServers=[])["sessionId"]
+        prompt = [{"type": "text", "text": "get stuck"}]
+        editor.send(id=99, method="session/prompt", params={"sessionId": session, "prompt": prompt})
+        asked = editor.hear(lambda one: one.get("method") == "session/request_permission")
+        assert QUESTION in json.dumps(asked, ensure_ascii=False)
+        (option,) = [one["optionId"] for one in asked["params"]["options"] if one["kind"] == "allow_once"]
+        editor.send(id=asked["id"], result={"outcome": {"outcome": "selected", "optionId": option}})
+        editor.hear(lambda one: one.get("id") == 99 and "method" not in one)
+        assert "paid answer" in json.dumps(editor.heard, ensure_ascii=False)
 
 
 def test_api_server(world: World) -> None:
