@@ -24,6 +24,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCap
     """Hermes with the issue's configuration, between two endpoints; the working folder is empty."""
     shutil.rmtree(HOME / "hermes-fallback", ignore_errors=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HERMES_CRON_SESSION", raising=False)  # left by cron jobs in this process
     caplog.set_level(logging.INFO, logger="hermes_fallback")
     # Hermes waits seconds between its own tries; a test need not.
     monkeypatch.setattr("agent.conversation_loop.jittered_backoff", lambda *_, **__: 0.0)

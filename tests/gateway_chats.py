@@ -290,6 +290,8 @@ class Gateway:
             changed = {name for name, value in os.environ.items() if self._environment.get(name) != value}
             _GATEWAY_ENVIRONMENT.update({name: os.environ[name] for name in changed})
         os.environ.update(_GATEWAY_ENVIRONMENT)
+        # A cron job that ran in this process has left it, and Hermes would take no chat for one to ask in.
+        os.environ.pop("HERMES_CRON_SESSION", None)
         os.environ.update(
             {
                 _ALLOW_ALL: str(self.users is None).lower(),

@@ -18,6 +18,7 @@ import yaml
 
 from hermes_fallback.journal import Journal
 from tests.endpoints import Endpoint, fail, in_order, say
+from tests.shell import escalation
 from tests.test_money import OPENAI, block, stuck_each_task
 from tests.test_plugin import hermes
 from tests.world import KEY, config_text
@@ -36,15 +37,18 @@ class Shell:
         (self.home / "config.yaml").write_text(config_text(self.local.url, text))
 
     def run(self, *arguments: str, **env: str) -> CompletedProcess[str]:
-        """Run hermes; no key and no secret of ours ever comes out."""
-        keys = {"OPENAI_BASE_URL": self.paid.url, "OPENAI_API_KEY": KEY, "TZ": "UTC", **env}
-        done = hermes(self.home, *arguments, **keys)
+        """Run hermes."""
+        return hermes(self.home, *arguments, **self._env, **env)
+
+    def escalation(self, *arguments: str, **env: str) -> CompletedProcess[str]:
+        """Run one of our commands; no key ever comes out."""
+        done = escalation(self.home, *arguments, **self._env, **env)
         assert KEY not in done.stdout + done.stderr
         return done
 
-    def escalation(self, *arguments: str, **env: str) -> CompletedProcess[str]:
-        """Run one of our commands."""
-        return self.run("escalation", *arguments, **env)
+    @property
+    def _env(self) -> dict[str, str]:
+        return {"OPENAI_BASE_URL": self.paid.url, "OPENAI_API_KEY": KEY, "TZ": "UTC"}
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from hermes_fallback import replay
 from hermes_fallback.config import Policy
 from tests.endpoints import Endpoint, call, in_order, say
+from tests.shell import escalation
 from tests.test_plugin import hermes, missing
 from tests.world import ISSUE_BLOCK, config_text
 
@@ -188,7 +189,7 @@ def test_sessions_of_hermes(tmp_path: Path) -> None:
     with Endpoint(in_order([call("terminal", command="echo hi"), say("hi")])) as local:
         (home / "config.yaml").write_text(config_text(local.url, ISSUE_BLOCK))
         assert "hi" in hermes(home, "chat", "-q", "greet me").stdout
-    done = hermes(home, "escalation", "replay")
+    done = escalation(home, "replay")
     assert done.returncode == 0, done.stderr
     # A call of that session took (3 × 100 + 5000) / 4 tokens on the mean, by what Hermes recorded.
     assert (
@@ -196,12 +197,12 @@ def test_sessions_of_hermes(tmp_path: Path) -> None:
     )
     assert "2 conversations, 1 would have been escalated (50%)" in done.stdout
     assert " with openai/gpt-5.4" in done.stdout
-    rows = [json.loads(line) for line in hermes(home, "escalation", "replay", "--json").stdout.splitlines()]
+    rows = [json.loads(line) for line in escalation(home, "replay", "--json").stdout.splitlines()]
     assert sorted(row["fired_turn"] or 0 for row in rows) == [0, 3]
     other = ISSUE_BLOCK.replace("model: qwen3.6:9b", "model: llama4")
     (home / "config.yaml").write_text(config_text(local.url, other))
-    assert "0 conversations" in hermes(home, "escalation", "replay").stdout
-    assert "0 conversations" in hermes(home, "escalation", "replay", "--since", "0h").stdout
+    assert "0 conversations" in escalation(home, "replay").stdout
+    assert "0 conversations" in escalation(home, "replay", "--since", "0h").stdout
 
 
 @pytest.mark.parametrize("surface", ["hermes", "module"])

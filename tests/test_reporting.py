@@ -18,7 +18,7 @@ from hermes_fallback.cli.reporting import export
 from hermes_fallback.cli.reporting.report import By
 from hermes_fallback.config import Tier
 from tests.journals import BERLIN, EVIL, TIER, Writer, busy, evil, made, opening
-from tests.test_plugin import hermes
+from tests.shell import escalation
 from tests.test_report import Recomputed, near
 from tests.world import ISSUE_BLOCK, config_text
 
@@ -86,7 +86,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_on_a_terminal(home: Path) -> None:
     """The numbers, what shadow would have done, what they mean; names are shown as they are and obeyed by nothing."""
-    done = hermes(home, "escalation", "report", "--by", "model", "--since", "2h")
+    done = escalation(home, "report", "--by", "model", "--since", "2h")
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
@@ -126,7 +126,7 @@ def test_no_number_is_cut_in_two(
 
 def test_as_json(home: Path) -> None:
     """One object, whose numbers are those of the file; nothing that a terminal would obey."""
-    done = hermes(home, "escalation", "report", "--json", "--by", "session", "--since", "2d")
+    done = escalation(home, "report", "--json", "--by", "session", "--since", "2d")
     assert "\x1b" not in done.stdout
     told = json.loads(done.stdout)
     assert list(told) == [
@@ -151,7 +151,7 @@ def test_as_json(home: Path) -> None:
 
 def test_as_csv(home: Path) -> None:
     """A header and a row a group, plain numbers, nothing for unknown; no name is taken for a formula."""
-    done = hermes(home, "escalation", "report", "--csv", "--by", "session")
+    done = escalation(home, "report", "--csv", "--by", "session")
     rows = list(csv.DictReader(done.stdout.splitlines()))
     assert [row["session"] for row in rows] == ["'" + EVIL["session"], "'+1+1"]
     assert (rows[0]["cost_usd"], rows[0]["shadow_calls"], rows[0]["local_tasks"], rows[0]["local_share_stayed"]) == (
@@ -168,13 +168,13 @@ def test_as_a_page(home: Path) -> None:
     file = home / "out" / "report.html"
     file.parent.mkdir()
     file.write_text("old")
-    done = hermes(home, "escalation", "report", "--html", str(file), "--by", "session")
+    done = escalation(home, "report", "--html", str(file), "--by", "session")
     assert (done.returncode, done.stdout.strip()) == (0, f"The report is in {file}.")
     assert file.stat().st_mode & 0o777 == 0o600
     assert file.read_text().startswith("<!DOCTYPE html>")
     assert list(file.parent.iterdir()) == [file]
     for wrong in (file.parent, home / "none" / "report.html"):
-        done = hermes(home, "escalation", "report", "--html", str(wrong))
+        done = escalation(home, "report", "--html", str(wrong))
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith(f"report: {wrong}: ")
         assert "Traceback" not in done.stderr
@@ -183,9 +183,9 @@ def test_as_a_page(home: Path) -> None:
 def test_nothing_recorded(tmp_path: Path) -> None:
     """Without a journal, a sentence, and none is made; a script gets an empty report."""
     (tmp_path / "config.yaml").write_text(config_text("http://127.0.0.1:9/v1", ""))
-    done = hermes(tmp_path, "escalation", "report")
+    done = escalation(tmp_path, "report")
     assert (done.returncode, done.stdout.strip()) == (0, "Nothing is recorded yet.")
-    done = hermes(tmp_path, "escalation", "report", "--json")
+    done = escalation(tmp_path, "report", "--json")
     told = json.loads(done.stdout)
     assert (done.returncode, told["totals"]["paid"]["calls"], len(told["groups"])) == (0, 0, 30)
     assert told["estimate_by_prices_of"] is None
@@ -197,7 +197,7 @@ def test_a_journal_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(config_text("http://127.0.0.1:9/v1", ""))
     (tmp_path / "hermes-fallback").mkdir()
     (tmp_path / "hermes-fallback" / "journal.sqlite3").write_text("this is not a database, it is a text")
-    done = hermes(tmp_path, "escalation", "report", "--csv")
+    done = escalation(tmp_path, "report", "--csv")
     assert (done.returncode, done.stdout) == (1, "")
     assert "report: the journal cannot be read: " in done.stderr
     assert "journal.sqlite3: file is not a database" in done.stderr

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,16 +25,10 @@ from hermes_fallback.cli.wizard.block import Answers
 from hermes_fallback.cli.wizard.servers import LocalModel, Server
 from hermes_fallback.config import Primary, Tier
 from tests.endpoints import Endpoint, in_order, say
+from tests.shell import escalation
 from tests.test_plugin import HERMES, ROOT, hermes
 from tests.world import KEY, MODEL
 
-# Where Hermes does not load the plugin (no config.yaml yet, or a broken one), it does not have the command either.
-WITHOUT_HERMES = [
-    sys.executable,
-    "-c",
-    "import argparse, sys; from hermes_fallback.cli import wizard; parser = argparse.ArgumentParser(prog='init');"
-    "wizard.set_up(parser); sys.exit(wizard.run(parser.parse_args()))",
-]
 INIT = [str(HERMES), "escalation", "init"]
 
 LONG = """\
@@ -79,19 +72,12 @@ notes: |
 """
 
 
-def init(home: Path, *arguments: str, command: list[str] = INIT, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a home of its own, without a terminal."""
-    home.mkdir(exist_ok=True)
-    return subprocess.run(
-        [*command, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "HERMES_HOME": str(home), "HOME": str(home), "COLUMNS": "200", **env},
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        timeout=100,
-    )
+def init(home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a home of its own, without a terminal.
+
+    It is there as well where Hermes does not load the plugin yet: no config.yaml, or a broken one.
+    """
+    return escalation(home, "init", *arguments, **env)
 
 
 def backups(home: Path) -> list[Path]:
@@ -187,7 +173,7 @@ def test_check_accepts_it(home: Path, local: Endpoint) -> None:
 
 def test_new_file(home: Path) -> None:
     """Without a config.yaml, one is made that only its owner may read, and Hermes is to be set up as well."""
-    done = init(home, *FLAGS, "--primary", MODEL, "--shadow", command=WITHOUT_HERMES)
+    done = init(home, *FLAGS, "--primary", MODEL, "--shadow")
     assert done.returncode == 0, done.stderr
     written = (home / "config.yaml").read_text()
     assert (home / "config.yaml").stat().st_mode & 0o777 == 0o600
@@ -225,7 +211,7 @@ def test_broken_yaml(home: Path) -> None:
     """The line is named, and nothing is written."""
     path = config(home, "model: x\nplugins:\n  enabled: [hermes-fallback\nmore: y\n")
     before = path.read_bytes()
-    done = init(home, *FLAGS, command=WITHOUT_HERMES)
+    done = init(home, *FLAGS)
     assert done.returncode == 1
     assert "config.yaml: line 4: is not valid YAML" in done.stderr
     assert (path.read_bytes(), backups(home)) == (before, [])
@@ -293,7 +279,7 @@ def test_what_is_configured_stays(home: Path, local: Endpoint) -> None:
 def test_managed_installation_is_left_alone(home: Path) -> None:
     """Where NixOS writes config.yaml, nothing is written."""
     config(home, ENABLED)
-    done = init(home, *FLAGS, command=WITHOUT_HERMES, HERMES_MANAGED="nixos")
+    done = init(home, *FLAGS, HERMES_MANAGED="nixos")
     assert done.returncode == 1
     assert "config.yaml belongs to NixOS here" in done.stderr
     assert backups(home) == []

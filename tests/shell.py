@@ -1,0 +1,44 @@
+"""`hermes escalation …` in this process, for the many tests that ask for its words and not for Hermes's start.
+
+The real command in a process of its own is run by test_plugin, test_screen, and what stands on a terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from subprocess import CompletedProcess
+from unittest.mock import patch
+
+from hermes_fallback import cli
+from tests import world  # noqa: F401  # Hermes's home is to be a test's own before Hermes is imported
+
+
+def escalation(home: Path, *arguments: str, **env: str) -> CompletedProcess[str]:
+    """Run one of our commands in a Hermes home, without a terminal."""
+    home.mkdir(exist_ok=True)
+    parser = argparse.ArgumentParser(prog="hermes escalation")
+    cli.set_up(parser)
+    shown, said = io.StringIO(), io.StringIO()
+    variables = {"HERMES_HOME": str(home), "HOME": str(home), "COLUMNS": "200", **env}
+    with (
+        patch.dict(os.environ, variables),
+        patch.object(sys, "stdin", io.StringIO()),
+        redirect_stdout(shown),
+        redirect_stderr(said),
+    ):
+        time.tzset()
+        try:
+            cli.run(parser.parse_args(arguments))
+        except SystemExit as end:
+            status = end.code
+        else:
+            status = 0
+    time.tzset()
+    assert isinstance(status, int), status
+    return CompletedProcess([*arguments], status, shown.getvalue(), said.getvalue())
