@@ -26,12 +26,14 @@ from .config import Config, ConfigError
 from .escalation import HAND_OVER, Stopped, escalate, host_answered
 from .events import (
     ConsentGiven,
+    ConsentRefused,
     Escalated,
     EscalationRequested,
     Event,
     ReplyAccepted,
     ReplyInvalid,
     SelfChecked,
+    SwitchedAuto,
     SwitchedOff,
     TierReplied,
     TurnEnded,
@@ -43,7 +45,7 @@ from .executor import ExecutionError, Interrupted
 from .journal import Journal, JournalError
 from .ledger import Ledger, Ledgers
 from .live import Chat, LiveAgent, cli_session_id, find_agent, find_chat
-from .policy import Escalate, Stay, holding, is_off
+from .policy import Escalate, Stay, holding, is_off, is_refused
 from .replies import LocalReply, inspect, offered
 from .task import SIGN, Consent, Task
 from .triggers import OF_ANSWERS
@@ -168,10 +170,11 @@ class Adapter:
         self._manager = manager
         self._turns: dict[str, Turn] = {}
         self._parents: dict[str, str] = {}
-        self._tasks_of: dict[str, tuple[str, bool]] = {}
+        self._parent_turns: dict[str, Turn] = {}
         self._typed_session: str | None = None
         self._last_types: dict[str, tuple[str, str]] = {}
         self._told: set[str] = set()
+        self._unread: set[str] = set()
         self._stays_local: dict[str, str | None] = {}
         self._lock = threading.Lock()
 
@@ -224,26 +227,30 @@ class Adapter:
                 return
             config = self.settings.refresh()
             ledger = self._ledger_of(session_id, platform)
+            self._read_again(session_id, ledger)
             if config is None or config.is_idle:
                 return
             chat = _chat.get()
             if chat is not None:
                 chat.turns.append(turn_id)
-            task_id, may_spend = self._tasks_of.get(session_id, (turn_id, self.may_spend(config, platform)))
+            parent = self._parent_turns.get(session_id)
             text = handoff.text_of(user_message)
             turn = Turn(
                 session_id,
                 turn_id,
                 platform,
                 model,
-                config,
+                parent.config if parent else config,
                 ledger,
                 account=self._account_of(session_id),
-                task_id=task_id,
+                task_id=parent.task_id if parent else turn_id,
                 message=text,
-                may_spend=may_spend,
+                may_spend=parent.may_spend if parent else self.may_spend(config, platform),
                 steers=handoff.count_steers(conversation_history),
             )
+            if parent is not None:
+                # What its parent's type allows and forbids holds for what is done for it.
+                turn.task_type, turn.type_reason, turn.is_typed = parent.task_type, parent.type_reason, True
             with self._lock:
                 # Hermes leaves some failed turns without a word (0.19 conversation_loop, early returns).
                 unended = [id_ for id_, other in self._turns.items() if other.ledger is ledger]
@@ -281,6 +288,13 @@ class Adapter:
             ledger.append(SwitchedOff(self.clock()))
         return ledger
 
+    def _read_again(self, session_id: str, ledger: Ledger) -> None:
+        """Look again at what the user left the session with, where that could not be read before."""
+        if session_id in self._unread:
+            self._unread.discard(session_id)
+            if not self._was_left_off(session_id):
+                ledger.append(SwitchedAuto(self.clock()))
+
     def _ledger_of(self, session_id: str, platform: str) -> Ledger:
         ledger = self.ledger(session_id)
         if session_id in self._parents:
@@ -305,7 +319,7 @@ class Adapter:
             yield SwitchedOff(self.clock())
         yield from (event for event in events if isinstance(event, ConsentGiven))
         config = self.settings.config
-        holder = holding(events, config.policy) if config is not None else None
+        holder = holding(events, config.policy, config.names) if config is not None else None
         if isinstance(events[-1] if events else None, EscalationRequested) or (
             holder is not None and holder.trigger == "user_request"
         ):
@@ -321,7 +335,8 @@ class Adapter:
             return self.journal.is_off(session_id)
         except JournalError:
             logger.exception("session=%s: whether it was left with /escalate off cannot be read", session_id)
-            # What the user may have forbidden is not paid for.
+            # What the user may have forbidden is not paid for, until it can be read.
+            self._unread.add(session_id)
             return True
 
     def _hear(self, turn: Turn, message: object) -> None:
@@ -405,7 +420,7 @@ class Adapter:
                 self._parents[child_session_id] = parent_session_id
                 turn = self._turn_of_session(parent_session_id)
                 if turn is not None:
-                    self._tasks_of[child_session_id] = (turn.task_id, turn.may_spend)
+                    self._parent_turns[child_session_id] = turn
                 # Now, for the child may run in the background, after its parent's turn (0.19 tools/delegate_tool.py).
                 inherited = self._inherited(self.ledgers.of_session(parent_session_id))
                 self.ledgers.of_session(child_session_id).append(*inherited)
@@ -438,6 +453,7 @@ class Adapter:
             if turn.spoken is not None:
                 return host.spoken_response(turn.spoken, model="hermes-fallback")
             turn.live = local.live
+            self._heed_parent(turn)
             self._find_type(turn, request)
             task = self._task(turn, local)
             turn.base_url = turn.base_url or base_url
@@ -484,18 +500,28 @@ class Adapter:
         )
 
     def _ask_person(self, turn: Turn, question: str) -> Consent:
-        # A key of its own for each question, or each session: what Hermes remembers must not answer for longer.
-        always = turn.config.policy.confirm == "always"
         turn.live.close_stream()
-        key = f"hermes-fallback:{uuid.uuid4() if always else turn.account}"
+        # A key of its own for each question: what Hermes remembers must not answer another one.
+        key = f"hermes-fallback:{uuid.uuid4()}"
         return host.ask_person(question, key=key, platform=turn.platform)
+
+    def _heed_parent(self, turn: Turn) -> None:
+        """Let what was said to a sub-agent's parent since it started hold for it: off, or no money for this task."""
+        parent = self._parents.get(turn.session_id, "")
+        if not self.ledgers.known(parent):
+            return
+        said, heard = self.ledgers.of_session(parent).events(), turn.ledger.events()
+        if is_off(said) and not is_off(heard):
+            turn.ledger.append(SwitchedOff(self.clock()))
+        if is_refused(said) and not is_refused(heard):
+            turn.ledger.append(ConsentRefused(self.clock()))
 
     def _find_type(self, turn: Turn, request: Mapping[str, Any]) -> None:
         """Find the task's type at its first call; what the type says holds from there on."""
         if turn.is_typed:
             return
-        turn.is_typed = True
         if not turn.config.task_types:
+            turn.is_typed = True
             return
         facts = kinds.Facts(
             message=turn.message,
@@ -504,6 +530,8 @@ class Adapter:
             cwd=host.working_folder(),
         )
         found = kinds.kind_of(turn.config, facts)
+        # From here on; where the type cannot be found, each call stays local.
+        turn.is_typed = True
         if found is not None:
             kind, turn.type_reason = found
             turn.task_type, turn.config = kind.name, kind.config
@@ -525,7 +553,7 @@ class Adapter:
             return host.spoken_response(response.text, model="hermes-fallback")
         if response is not HAND_OVER:
             return response
-        turn.handed_over = holding(turn.ledger.events(), turn.config.policy)
+        turn.handed_over = holding(turn.ledger.events(), turn.config.policy, turn.config.names)
         # To Hermes, no answer is a failure of the provider: it goes to the next one at once (DESIGN.md, fact 5).
         return None
 
@@ -555,6 +583,8 @@ class Adapter:
         if turn.config.policy.is_shadow and decision.held is None:
             # The better answer would have cost about what this one took.
             shadow.answered(task, used)
+        if isinstance(replacement, Stopped) and decision.trigger in OF_ANSWERS:
+            return response  # the answer is there, and can be used
         return response if replacement is None else replacement
 
     def _judge(self, turn: Turn, local: LocalCall, task: Task, response: Any) -> Escalate | None:
@@ -625,7 +655,9 @@ class Adapter:
         if not session_id or session_id == old_id:
             return
         turn.session_id = session_id
-        turn.account = session_id if turn.account == old_id else turn.account
+        with self._lock:
+            for other in (turn, *self._turns.values()):
+                other.account = session_id if other.account == old_id else other.account
         self.ledgers.rename(old_id, session_id)
         self._typed_session = session_id if self._typed_session == old_id else self._typed_session
         if old_id in self._parents:
@@ -677,8 +709,9 @@ class Adapter:
             return
         self.ledgers.forget(session_id)
         self._parents.pop(session_id, None)
-        self._tasks_of.pop(session_id, None)
+        self._parent_turns.pop(session_id, None)
         self._last_types.pop(session_id, None)
+        self._unread.discard(session_id)
         self._stays_local.pop(session_id, None)
         if self._typed_session == session_id:
             self._typed_session = None

@@ -119,6 +119,8 @@ def fit(
                 "its price is not known, and a budget in dollars is set; give the tier a `price`, or write "
                 "`unknown_price: allow`"
             )
+        if nearest is not None and nearest.usd <= 0:
+            return Exceeded(f"its price is not known, and {nearest}")
         return Allowed(max_tokens, None)
     wanted = max_tokens or USUAL_OUTPUT_TOKENS
     if nearest is None:

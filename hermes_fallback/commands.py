@@ -66,15 +66,20 @@ def _now(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> s
         return "Not done: you are not in `fallback_policy.allowed_users`, and the stronger model costs money."
     ledger.append(EscalationRequested(adapter.clock()))
     if config.policy.is_shadow:
-        return "Noted, but `enabled: shadow` pays for nothing: the local model goes on."
+        return f"Noted, but `enabled: shadow` pays for nothing: the local model goes on.{_unless(config)}"
     executor.warm(config.ladder)
     when = "from its next step on" if adapter.is_running(session_id) else "with your next message"
-    return f"{config.ladder[0].name} takes over {when}, until that task is done."
+    return f"{config.ladder[0].name} takes over {when}, until that task is done.{_unless(config)}"
+
+
+def _unless(config: Config) -> str:
+    # Of which type the next message is, nobody knows before it is there.
+    return " (Unless the type of the task says otherwise.)" if config.task_types else ""
 
 
 def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
     events = ledger.events()
-    holder = holding(events, config.policy)
+    holder = holding(events, config.policy, config.names)
     if holder is not None and adapter.is_running(session_id) and not config.policy.is_shadow:
         now = f"{holder.model} has the task, because {explain.reason(holder.trigger, holder.evidence)}."
     elif is_off(events):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from .events import TriggerName
@@ -192,6 +193,11 @@ class Config:
     task_types: tuple[TaskType, ...] = ()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the tiers."""
+        return tuple(tier.name for tier in self.ladder)
+
+    @property
     def is_idle(self) -> bool:
         """Whether there is no kind of task for which anything is to be done."""
         return not (self.policy.enabled or any(kind.config.policy.enabled for kind in self.task_types))
@@ -232,19 +238,48 @@ def _contradictions(block: dict[str, Any], *, host_has_chain: bool) -> Iterator[
             re.compile(entry.get("match", {}).get("message", ""))
         except re.error as error:
             yield f"{path}.match.message: is no regular expression ({error}); escape what is meant literally with a \\"
-        if "fallback" in entry:
+        for folder in _match(entry.get("match", {})).cwd:
+            try:
+                Path(folder).expanduser()
+            except RuntimeError:
+                yield f"{path}.match.cwd: {folder}: there is no such user; write ~/… for your own home"
+        if {"fallback", "trigger_on"} & entry.keys():
             yield from _contradictions_of(path, _for_type(block, entry), host_has_chain=host_has_chain)
 
 
 def _contradictions_of(path: str, block: dict[str, Any], *, host_has_chain: bool) -> Iterator[str]:
     if HERMES in _entries(block) and not host_has_chain:
         yield f"{path}.fallback: hermes: Hermes has no `fallback_providers`; add one with `hermes fallback add`"
+    for entry in _entries(block):
+        if isinstance(entry, dict):
+            yield from _contradictions_of_tier(f"{path}.fallback", entry)
     policy = _policy(block.get("fallback_policy", {}))
     if policy.self_check and "silent_failure" not in policy.trigger_on:
         yield (
             f"{path}.fallback_policy.self_check: what it finds is evidence for `silent_failure`, which is not in "
             "`trigger_on`; add it there"
         )
+
+
+def _contradictions_of_tier(path: str, tier: dict[str, Any]) -> Iterator[str]:
+    if tier["provider"] == HERMES:
+        yield f"{path}.provider: hermes is not a provider; write `fallback: hermes` for Hermes's own fallback_providers"
+    for key in sorted(tier.get("extra", {}).keys() & _OURS.keys()):
+        yield f"{path}.extra.{key}: is the plugin's to say; {_OURS[key]}"
+
+
+_USE_MAX_TOKENS = "write the tier's `max_tokens`"
+_OURS = {
+    **dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens"), _USE_MAX_TOKENS),
+    "model": "write the tier's `model`",
+    "base_url": "write the tier's `base_url`",
+    "api_base": "write the tier's `base_url`",
+    "timeout": "write the tier's `timeout_seconds`",
+    **dict.fromkeys(("n", "stream", "stream_options", "messages", "tools"), "leave it out"),
+    "fallbacks": "write a list of tiers",
+    **dict.fromkeys(("max_retries", "num_retries"), "leave it out; a call is tried again once"),
+}
+"""Keys of a tier's `extra` that would change what is paid, behind the budget's back."""
 
 
 def _for_type(block: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:

@@ -79,6 +79,10 @@ def _ask(decision: Escalate, task: Task, request: Mapping[str, Any]) -> Any | No
         return None
     reason = explain.reason(decision.trigger, decision.evidence)
     try:
+        if tier.provider == PRIMARY and tier.max_tokens is None:
+            # As much as Hermes asks the local model for.
+            asked = request.get("max_tokens") or request.get("max_completion_tokens")
+            tier = replace(tier, max_tokens=asked if isinstance(asked, int) else None)
         if tier.provider == HERMES:
             return _hand_over(decision, task, tier, reason=reason)
         prepared = _prepare(tier, task, request, reason)
@@ -172,8 +176,8 @@ def _hand_over(decision: Escalate, task: Task, tier: Tier, *, reason: str) -> ob
         message = "Hermes has no fallback provider left to go to; add one with `hermes fallback add`"
         _failed(task, decision, message, transient=False)
         return None
+    spending.permit_host(task, tier, reason=reason, is_new=decision.held is None)
     if decision.held is None:
-        spending.permit_host(task, tier, reason=reason)
         journal_id = task.journal.open_escalation(task.opening(decision, tier, reason))
         task.live.notice(f"{SIGN} {task.local_model} → {tier.name}: {reason}")
         task.ledger.append(
@@ -229,7 +233,12 @@ def _call_primary(tier: Tier, task: Task, request: Mapping[str, Any]) -> Reply:
             stop.used = Usage()
             raise stop from error
         message = f"{tier.name}: the local endpoint did not answer for it [{type(cause).__name__}]; check `model`"
-        raise ExecutionError(message, transient=False) from error
+        failure = ExecutionError(message, transient=False)
+        if not executor.was_refused(cause):
+            failure.used = Usage()  # Hermes has tried again by itself, nobody knows how often
+        raise failure from error
+    if response is None:
+        raise ExecutionError(f"{tier.name}: this Hermes gives no way to ask the local endpoint again", transient=False)
     usage = getattr(response, "usage", None)
     tokens_in, tokens_out = _first(usage, "prompt_tokens"), _first(usage, "completion_tokens")
     # Not nothing, even on this machine, unless the user says so: a litellm proxy there may lead anywhere.
@@ -240,7 +249,8 @@ def _call_primary(tier: Tier, task: Task, request: Mapping[str, Any]) -> Reply:
 
 def _answered(decision: Escalate, task: Task, tier: Tier, reply: Reply, *, reason: str, journal_id: int) -> None:
     now = task.clock()
-    if decision.held is None:
+    # Anew, too, where the row of the one that holds was gone.
+    if decision.held is None or decision.held.journal_id != journal_id:
         escalated = Escalated(now, decision.tier, tier.name, decision.trigger, decision.evidence, journal_id)
         task.ledger.append(escalated)
     task.ledger.append(TierReplied(now, decision.tier))

@@ -178,7 +178,10 @@ class SwitchedAuto:
 
 @dataclass(frozen=True, slots=True)
 class Escalated:
-    """A tier took the task over: it gave its first reply. `journal_id` is the escalation's row."""
+    """A tier took the task over: it gave its first reply. `journal_id` is the escalation's row.
+
+    `is_shadow`: it would have, were it not for `enabled: shadow`.
+    """
 
     at: float
     tier: int
@@ -186,6 +189,7 @@ class Escalated:
     trigger: TriggerName
     evidence: tuple[Event, ...]
     journal_id: int
+    is_shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,12 @@ _OVERLAP_CHARS = 24
 # litellm 1.105 counts every model's tokens with OpenAI's tokenizers. Claude's make up to 1.35 times as many since 4.7
 # as before, when they made some more than OpenAI's already; and each provider frames tools in its own way.
 _COUNT_MARGIN, _CLAUDE_MARGIN, _FRAME_TOKENS = 1.1, 1.6, 400
-# The provider client's own, for 408, 409, 429, 5xx and connections; litellm 1.105 heeds it for OpenAI's chat alone, and
-# its `num_retries` would repeat a 401 as well.
-_RETRIES = 1
+# Ours, for what the provider took no work up for. The client's own retries would go on behind our back after a call was
+# stopped and settled (and litellm 1.105 heeds them for OpenAI's chat alone); litellm's would repeat a 401 as well.
+_TRIES = 2
+_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 20.0
+# What a model that thinks before it speaks may have written unseen: fast ones write about so many tokens a second.
+_UNSEEN_TOKENS_PER_SECOND = 150
 
 # The long hexadecimal is how a litellm proxy names a key: by its hash.
 _KEY = re.compile(r"\b(?:sk|pk|gsk|xai|key|AIza)[-_]?[\w*-]{6,}|(?<=Bearer )\S+|\b[0-9a-f]{40,}\b")
@@ -174,28 +177,55 @@ def complete(
     """
     started = time.monotonic()
     arguments = _arguments(tier, handoff)
-    stream = _Stream(arguments)
+    for left in reversed(range(_TRIES)):
+        stream = _Stream(arguments)
+        try:
+            _drain(stream, started=started, tier=tier, is_interrupted=is_interrupted, on_text=on_text)
+            return _reply(stream, tier, seconds=time.monotonic() - started)
+        except (ExecutionError, Interrupted) as error:
+            error.used = _used(stream, tier, handoff.get("tools"), seconds=time.monotonic() - started)
+            pause = _pause(stream, error)
+            if not left or pause is None:
+                raise
+        finally:
+            stream.close()
+        _wait(pause, is_interrupted)
+    raise AssertionError  # the last try returns or raises
+
+
+def _pause(stream: _Stream, error: ExecutionError | Interrupted) -> float | None:
+    """Return how long to wait before the call is made again; None where that would not help, or cost twice."""
+    passing = isinstance(error, ExecutionError) and error.transient and not stream.chunks
+    if not passing or not was_refused(stream.error):
+        return None
+    # Where litellm 1.105 keeps the provider's; those of its `response` are made up.
+    headers = getattr(stream.error, "litellm_response_headers", None) or {}
     try:
-        _drain(stream, started=started, tier=tier, is_interrupted=is_interrupted, on_text=on_text)
-        return _reply(stream, tier, seconds=time.monotonic() - started)
-    except (ExecutionError, Interrupted) as error:
-        error.used = _used(stream, tier, handoff.get("tools"))
-        raise
-    finally:
-        stream.close()
+        wished = float(headers.get("retry-after") or _PAUSE_SECONDS)
+    except ValueError:  # a date
+        return None
+    return max(_PAUSE_SECONDS, wished) if wished <= _LONGEST_PAUSE_SECONDS else None
+
+
+def _wait(seconds: float, is_interrupted: Callable[[], bool]) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if is_interrupted():
+            raise Interrupted
+        time.sleep(_POLL_SECONDS)
 
 
 def _arguments(tier: Tier, handoff: Mapping[str, Any]) -> dict[str, Any]:
     arguments: dict[str, Any] = {
+        **_cache_markers(tier),
+        **tier.extra,
         "model": f"{tier.provider}/{tier.model}",
         **handoff,
         "stream": True,
         "stream_options": {"include_usage": True},
         "timeout": tier.timeout_seconds,
-        "max_retries": _RETRIES,
+        "max_retries": 0,
         "drop_params": True,
-        **_cache_markers(tier),
-        **tier.extra,
     }
     # OpenAI's own models take the new name only, or both; litellm knows that of those alone that are in its map.
     most = "max_completion_tokens" if tier.provider == "openai" and tier.base_url is None else "max_tokens"
@@ -399,9 +429,12 @@ def _reply(stream: _Stream, tier: Tier, *, seconds: float) -> Reply:
     )
 
 
-def _used(stream: _Stream, tier: Tier, tools: Sequence[Any] | None) -> Usage:
-    """Return what a call used that was refused, broken off or stopped: what came is paid for, and what was read."""
-    if not stream.chunks and _was_refused(stream.error):
+def _used(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds: float) -> Usage:
+    """Return what a call used that was refused, broken off or stopped: what came is paid for, and what was read.
+
+    Where nothing came in all these seconds, the model may have been thinking, which is paid for as well.
+    """
+    if not stream.chunks and was_refused(stream.error):
         return NOTHING_USED
     litellm = _import_quietly()
     try:
@@ -413,14 +446,17 @@ def _used(stream: _Stream, tier: Tier, tools: Sequence[Any] | None) -> Usage:
         counted = getattr(getattr(built, "usage", None), "completion_tokens", 0)
         tokens_in = getattr(told, "prompt_tokens", 0) or count_tokens(tier, stream.messages, tools)
         tokens_out = max(getattr(told, "completion_tokens", 0) or 0, counted or 0)
+        if not stream.chunks:
+            unseen = int(seconds * _UNSEEN_TOKENS_PER_SECOND)
+            tokens_out = unseen if tier.max_tokens is None else min(unseen, tier.max_tokens)
     except Exception:
         logger.exception("%s: what an unfinished call used cannot be told", tier.name)
         return Usage()
     return Usage(tokens_in, tokens_out, cost(tier, tokens_in, tokens_out))
 
 
-def _was_refused(error: Any) -> bool:
-    """Tell whether the provider took up no work: it said no, or was not reached (litellm makes a 500 of that)."""
+def was_refused(error: Any) -> bool:
+    """Tell whether an endpoint took up no work: it said no, or was not reached (litellm makes a 500 of that)."""
     if error is None:
         return False  # stopped, or waited for in vain: it may have been at work
     status = getattr(error, "status_code", None)
@@ -491,7 +527,7 @@ def _cost(litellm: Any, response: Any, tier: Tier) -> float | None:
         return tier.price.of(usage.prompt_tokens, usage.completion_tokens, cached_tokens=cached or 0)
     # What a litellm proxy booked, or OpenRouter, under whatever name the model goes there.
     booked = getattr(getattr(response, "usage", None), "cost", None)
-    if isinstance(booked, int | float) and not isinstance(booked, bool):
+    if isinstance(booked, int | float) and not isinstance(booked, bool) and booked > 0:
         return float(booked)
     try:
         cost = litellm.completion_cost(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
@@ -26,9 +27,26 @@ def faults(block: object) -> Iterator[str]:
 
     schema = json.loads(files(__package__).joinpath("schema.json").read_text("utf-8"))
     errors = sorted(Draft202012Validator(schema).iter_errors(block), key=lambda error: error.json_path)
-    for error in errors:
-        path = "$.model_routing" + error.json_path.removeprefix("$")
-        yield from _sentences(path, error)
+    said = [
+        sentence
+        for error in errors
+        for sentence in _sentences("$.model_routing" + error.json_path.removeprefix("$"), error)
+    ]
+    # Two keys that are missing in one place are two errors, and both name both.
+    yield from dict.fromkeys(said)
+    yield from _endless("$.model_routing", block)
+
+
+def _endless(path: str, value: object) -> Iterator[str]:
+    """Find what YAML reads as a number and is none that can be compared."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{path}: {value} is no number that can be reckoned with; write a number, or leave the key out"
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _endless(f"{path}.{key}", inner)
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from _endless(f"{path}[{place}]", inner)
 
 
 def _sentences(path: str, error: ValidationError) -> Iterator[str]:  # noqa: C901, PLR0912  # one case a keyword

@@ -288,7 +288,8 @@ def ask_person(question: str, *, key: str, platform: str) -> Consent:
     request = getattr(approval, "request_tool_approval", None)
     if request is None:
         return Consent(given=False, why="this Hermes cannot ask (0.19 can); write `confirm: never`, or update it")
-    if platform == "cron" or is_silent():
+    # Sub-agents are answered by a rule of Hermes's, not by a person (0.19 tools/delegate_tool.py).
+    if platform in {"cron", "subagent"} or is_silent():
         return Consent(given=False, why="nobody is there to be asked")
     # Hermes's gate says yes without asking in these two cases, and in no other (0.19 tools/approval.py
     # `_run_approval_gate`); where the first cannot be read, whatever switches questions off counts.

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _VERSION = 2
 _TABLES = """
 CREATE TABLE escalations (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never again that of a row that was deleted
     at TEXT NOT NULL,            -- UTC, ISO 8601
     session_id TEXT NOT NULL,    -- of the session that pays: a sub-agent's parent
     from_model TEXT NOT NULL,
@@ -37,7 +37,7 @@ CREATE TABLE escalations (
     is_shadow INTEGER NOT NULL   -- nothing was paid: `enabled: shadow`
 );
 CREATE TABLE calls (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
     escalation INTEGER NOT NULL REFERENCES escalations (id),
     turn_id TEXT NOT NULL,       -- an escalation held for the session spans turns
     task_id TEXT NOT NULL,       -- the turn that pays: a sub-agent's parent's
@@ -209,11 +209,13 @@ class Journal:
         account: str,
         seconds: float,
         fit: Callable[[Spent], Allowed | Exceeded],
+        otherwise: Opening | None = None,
     ) -> Reserved | Exceeded:
         """Write that a paid call starts, if `fit` allows it by what is spent; an `Opening` gets its row with it.
 
         `account` is the session that pays, `seconds` how long the call may take. Nothing is written when the call does
-        not fit. All in one transaction: no other process can spend in between.
+        not fit. All in one transaction: no other process can spend in between. `otherwise` is opened in the place of an
+        escalation whose row is gone: forgotten, or in a file that was set aside.
 
         Raises:
             JournalError: the file cannot be written.
@@ -224,6 +226,8 @@ class Journal:
             answer = fit(self._spent(connection, task_id=task_id, account=account))
             if isinstance(answer, Exceeded):
                 return answer
+            if isinstance(escalation, int) and otherwise is not None and not _has_row(connection, escalation):
+                escalation = otherwise
             row = escalation if isinstance(escalation, int) else self._open(connection, escalation)
             call = self._start(
                 connection, row, turn_id=turn_id, task_id=task_id, seconds=seconds, reserved_usd=answer.reserved_usd
@@ -268,6 +272,9 @@ class Journal:
                 " cost_usd = coalesce(?, reserved_usd) WHERE id = ?",
                 (state, error, seconds, used.input_tokens, used.output_tokens, used.cost_usd, call),
             )
+            if not connection.execute("SELECT 1 FROM calls WHERE id = ?", (call,)).fetchone():
+                # Its row is in a file that was set aside; the money counts all the same.
+                connection.execute("INSERT INTO forgotten VALUES (?, ?)", (self._stamp(), used.cost_usd or 0.0))
 
     def add_shadow_call(self, escalation: int, *, turn_id: str, task_id: str, used: Usage) -> None:
         """Write a call that the local model answered and a tier would have been paid for.
@@ -444,7 +451,8 @@ class Journal:
     def forget(self, *, session_id: str | None = None, before: datetime | None = None) -> int:
         """Delete all rows, a session's, or those older than `before` (aware); return how many escalations and tasks.
 
-        What was spent stays as bare sums by the hour: no budget begins anew by forgetting.
+        What was spent stays as bare sums by the hour: no day's and no month's budget begins anew by forgetting. Calls
+        that are being made stay.
 
         Raises:
             JournalError: the file cannot be written.
@@ -454,10 +462,13 @@ class Journal:
         before_text = _utc(before) if before else None
         values = {"session": session_id, "before": before_text}
         old = "(:session IS NULL OR session_id = :session) AND (:before IS NULL OR at < :before)"
+        # A call that is being made needs its row.
+        done = f"{old} AND id NOT IN (SELECT escalation FROM calls WHERE state = 'started')"  # noqa: S608
         with self._connection() as connection:
             connection.execute("PRAGMA secure_delete = ON")
             connection.execute("BEGIN IMMEDIATE")
-            chosen = f"SELECT id FROM escalations WHERE {old}"  # noqa: S608  # the inserted text is a constant above
+            self._settle_expired(connection)
+            chosen = f"SELECT id FROM escalations WHERE {done}"  # noqa: S608  # the inserted text is a constant above
             connection.execute(
                 f"INSERT INTO forgotten SELECT max(c.at), sum({_USD}) FROM calls c"  # noqa: S608
                 f" JOIN escalations e ON e.id = c.escalation WHERE e.id IN ({chosen}) AND NOT e.is_shadow"
@@ -466,8 +477,8 @@ class Journal:
             )
             connection.execute(f"DELETE FROM calls WHERE escalation IN ({chosen})", values)  # noqa: S608
             deleted = sum(
-                connection.execute(f"DELETE FROM {table} WHERE {old}", values).rowcount  # noqa: S608
-                for table in ("escalations", "tasks")
+                connection.execute(f"DELETE FROM {table} WHERE {which}", values).rowcount  # noqa: S608
+                for table, which in (("escalations", done), ("tasks", old))
             )
             connection.execute(
                 "DELETE FROM switches WHERE :before IS NULL AND (:session IS NULL OR session_id = :session)", values
@@ -545,7 +556,8 @@ class Journal:
             SELECT ({paid} AND c.task_id = :task), ({paid} AND e.session_id = :account),
                 ({paid} AND c.at >= :day) + (SELECT total(cost_usd) FROM forgotten WHERE at >= :day),
                 ({paid} AND c.at >= :month) + (SELECT total(cost_usd) FROM forgotten WHERE at >= :month),
-                (SELECT count(*) FROM escalations WHERE session_id = :account AND NOT is_shadow)
+                (SELECT count(*) FROM escalations e WHERE session_id = :account AND NOT is_shadow
+                    AND EXISTS (SELECT 1 FROM calls c WHERE c.escalation = e.id AND c.state <> 'failed'))
             """,  # noqa: S608  # the inserted text is a constant above
             {"task": task_id, "account": account, "day": day, "month": month},
         ).fetchone()
@@ -585,6 +597,11 @@ _ADVICE: dict[str, str] = {
 }
 
 
+def _has_row(connection: sqlite3.Connection, escalation: int) -> bool:
+    query = "SELECT 1 FROM escalations WHERE id = ? AND NOT is_shadow"
+    return connection.execute(query, (escalation,)).fetchone() is not None
+
+
 def _known_sum(column: str) -> str:
     # One unknown among the calls that used something makes the sum unknown; a failed call may have used nothing.
     return f"CASE WHEN sum(c.state <> 'failed' AND {column} IS NULL) THEN NULL ELSE sum({column}) END"
@@ -593,9 +610,10 @@ def _known_sum(column: str) -> str:
 def _make_private(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        if path.stat().st_mode & 0o077:
+        mode = path.stat().st_mode
+        if mode & 0o077:
             with suppress(OSError):  # on a file system that only reads, reading still goes
-                path.chmod(0o600)
+                path.chmod(mode & 0o700)
     except FileNotFoundError:
         # sqlite3 would make it readable for everybody.
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))

@@ -51,6 +51,6 @@ def _checked(match: Match, facts: Facts) -> Iterator[str | None]:
 
 def _is_in(folder: str, pattern: str) -> bool:
     """Tell whether a folder is one that the pattern names, or below one: `~/code` and `~/code/**` mean the same."""
-    wanted = str(Path(pattern).expanduser()).removesuffix("/**").rstrip("/")
+    wanted = str(Path(pattern).expanduser()).removesuffix("/**").rstrip("/") or "/"
     path = Path(folder)
     return any(fnmatchcase(str(one), wanted) for one in (path, *path.parents))

@@ -14,12 +14,14 @@ from .events import (
     ConsentGiven,
     ConsentRefused,
     Escalated,
+    EscalationFailed,
     EscalationRequested,
     Event,
     ReplyAccepted,
     ReplyInvalid,
     SwitchedAuto,
     SwitchedOff,
+    TierReplied,
     ToolFailed,
     ToolSucceeded,
     TurnEnded,
@@ -36,9 +38,9 @@ has most likely something else in mind."""
 EARLIER_SECONDS = 1800.0
 
 _LANDMARKS = (
-    (TurnStarted | TypeMatched | Escalated | EscalationRequested | SwitchedOff | SwitchedAuto)
-    | (ConsentGiven | ConsentRefused)
-    | BudgetLifted
+    (TurnStarted | TypeMatched | EscalationRequested | SwitchedOff | SwitchedAuto)
+    | (Escalated | TierReplied | EscalationFailed)
+    | (ConsentGiven | ConsentRefused | BudgetLifted)
 )
 
 
@@ -57,8 +59,8 @@ class Ledger:
                     self._events = _carried_over([*self._events, event])
                 else:
                     self._events.append(event)
-            # Pruned at twice the limit, not at each event: the cost of an event stays the same however many came.
-            if len(self._events) > 2 * MAX_EVENTS:
+            # Pruned far above the limit, not at each event: the cost of an event stays the same however many came.
+            if len(self._events) > 3 * MAX_EVENTS:
                 self._events = _newest(self._events)
 
     def events(self) -> tuple[Event, ...]:

@@ -72,19 +72,22 @@ _ASIDE = frozenset({EscalationFailed, TypeMatched, ConsentGiven, ConsentRefused,
 """What changes nothing about what the model that has the task did last."""
 
 
-def decide(events: Sequence[Event], policy: Policy, *, tiers: int, now: float) -> Decision:
+def decide(
+    events: Sequence[Event], policy: Policy, *, tiers: int, now: float, names: Sequence[str] | None = None
+) -> Decision:
     """Return who answers the next call: the local model, or one of `tiers` tiers.
 
-    `events` are a session's, oldest first; `now` is on the clock of their `at`.
+    `events` are a session's, oldest first; `now` is on the clock of their `at`. `names` are the tiers', where they may
+    have changed since one of them took the session (`holding`).
     """
     if not policy.enabled:
         return Stay()
     # Sorted out once, in one pass: this is asked before every model call.
     controls = [(at, event) for at, event in enumerate(events) if type(event) in _CONTROL]
     switches = [event for _, event in controls]
-    if _is_refused(switches):
+    if is_refused(switches):
         return Stay()
-    holder = holding(switches, policy)
+    holder = holding(switches, policy, names)
     matched = _match(events, controls, policy, holder=holder, now=now)
     if holder is None and matched is None:
         return Stay()
@@ -103,8 +106,12 @@ def decide(events: Sequence[Event], policy: Policy, *, tiers: int, now: float) -
     )
 
 
-def holding(events: Sequence[Event], policy: Policy) -> Escalated | None:
-    """Return the escalation whose tier has the task now, if one has."""
+def holding(events: Sequence[Event], policy: Policy, names: Sequence[str] | None = None) -> Escalated | None:
+    """Return the escalation whose tier has the task now, if one has.
+
+    With `names`, only as long as the tier is in its place in the ladder: a session may be held over tasks of several
+    types, and the configuration may change. What was in shadow holds in shadow alone, where nothing else does.
+    """
     replies = 0
     in_this_task = True
     for event in reversed(events):
@@ -116,6 +123,9 @@ def holding(events: Sequence[Event], policy: Policy) -> Escalated | None:
             case TurnStarted() | TurnEnded():
                 in_this_task = False
             case Escalated():
+                moved = names is not None and event.model not in names[event.tier : event.tier + 1]
+                if moved or event.is_shadow != policy.is_shadow:
+                    return None
                 if policy.hold == "session" or (in_this_task and (policy.hold == "task" or replies < policy.hold)):
                     return event
                 return None
@@ -128,7 +138,7 @@ def is_off(events: Sequence[Event]) -> bool:
     return isinstance(next(switches, None), SwitchedOff)
 
 
-def _is_refused(events: Sequence[Event]) -> bool:
+def is_refused(events: Sequence[Event]) -> bool:
     """Tell whether the question about money was answered with no in this task, and /escalate not said since."""
     for event in reversed(events):
         if isinstance(event, TurnStarted | TurnEnded | EscalationRequested):
@@ -170,6 +180,8 @@ def _match(
         # /escalate is the user's own word: it stands even where the automatic ones were switched off.
         if name not in policy.trigger_on or (off and name != "user_request"):
             continue
+        if name == "task_type" and holder is not None:
+            continue  # it is there already
         limits = replace(usual, after=policy.after[name]) if name in policy.after else usual
         # What the user asked for before the message (while idle) stands in front of it.
         seen = [event for at, event in controls if at >= taken] if name in _OF_CONTROLS else observed

@@ -76,7 +76,8 @@ def is_local(base_url: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_private
     except ValueError:
-        return "." not in host or host.endswith((".local", ".lan", ".internal", ".home.arpa"))
+        # No host at all would be the provider's own.
+        return bool(host) and ("." not in host or host.endswith((".local", ".lan", ".internal", ".home.arpa")))
 
 
 def _middle_out(text: str, length: int) -> str:

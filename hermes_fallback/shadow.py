@@ -31,13 +31,16 @@ def begin(decision: Decision, task: Task) -> None:
         task.ledger.append(EscalationFailed(task.clock(), decision.tier, str(error), transient=False))
         logger.warning("session=%s: a shadow escalation could not be written: %s", task.session_id, error)
         return
-    task.ledger.append(Escalated(task.clock(), decision.tier, tier.name, decision.trigger, decision.evidence, row))
+    now = task.clock()
+    task.ledger.append(
+        Escalated(now, decision.tier, tier.name, decision.trigger, decision.evidence, row, is_shadow=True)
+    )
 
 
 def answered(task: Task, used: Usage) -> None:
     """Note a call of the local model that a tier would have been paid for, if it would have the task."""
     events = task.ledger.events()
-    holder = holding(events, task.config.policy)
+    holder = holding(events, task.config.policy, task.config.names)
     if holder is None:
         return
     tier = task.config.ladder[holder.tier]

@@ -35,9 +35,12 @@ def permit(decision: Escalate, task: Task, tier: Tier, *, reason: str, worst: Wo
         NotPermitted: by a person, by `allowed_users`, or by the budget.
         JournalError: what is spent cannot be read, or the reservation not be written.
     """
+    _check_user(task)
+    answer: Reserved | Exceeded | None = None
     if decision.held is None:
-        _confirm(task, tier, reason=reason, worst=worst)
-    answer = _reserve(decision, task, tier, reason=reason, worst=worst)
+        answer = _confirm(task, tier, reason=reason, worst=worst)
+    if answer is None:
+        answer = _reserve(decision, task, tier, reason=reason, worst=worst)
     if isinstance(answer, Exceeded) and task.config.policy.budget.on_exceeded == "ask":
         consent = task.ask(f"{tier.name} would go over the budget: {answer.why}. Let it do so, for this task?")
         if not consent.given:
@@ -50,39 +53,50 @@ def permit(decision: Escalate, task: Task, tier: Tier, *, reason: str, worst: Wo
     return answer
 
 
-def permit_host(task: Task, tier: Tier, *, reason: str) -> None:
+def permit_host(task: Task, tier: Tier, *, reason: str, is_new: bool) -> None:
     """Return if Hermes may go to its own fallback providers, whose price is not known before they answer.
 
     Raises:
         NotPermitted: by a person, by `allowed_users`, or by the budget.
         JournalError: what is spent cannot be read.
     """
-    _confirm(task, tier, reason=reason, worst=None)
-    spent = task.journal.spent(task_id=task.task_id, account=task.account)
-    answer = budget.fit(_limits(task), spent, None, max_tokens=None, is_new=True)
+    _check_user(task)
+    answer: Allowed | Exceeded | None = None
+    if is_new:
+        answer = _confirm(task, tier, reason=reason, worst=None)
+    if answer is None:
+        spent = task.journal.spent(task_id=task.task_id, account=task.account)
+        answer = budget.fit(_limits(task), spent, None, max_tokens=None, is_new=is_new)
     if isinstance(answer, Exceeded):
         raise NotPermitted(answer.why, is_budget=True)
 
 
-def _confirm(task: Task, tier: Tier, *, reason: str, worst: WorstCase | None) -> None:
-    """Have a person say yes, where one is to be asked; a no holds for the rest of the task, whatever the tier."""
+def _check_user(task: Task) -> None:
+    # At each call: a tier that holds the session answers whoever writes into it.
     if not task.may_spend:
         task.ledger.append(ConsentRefused(task.clock()))
         raise NotPermitted("who wrote the message is not in `allowed_users`", is_budget=False)
+
+
+def _confirm(task: Task, tier: Tier, *, reason: str, worst: WorstCase | None) -> Exceeded | None:
+    """Have a person say yes, where one is to be asked; a no holds for the rest of the task, whatever the tier.
+
+    What cannot be paid for anyway is not asked for, but returned.
+    """
     confirm = task.config.policy.confirm
     events = task.ledger.events()
     if confirm == "never" or (confirm == "first_in_session" and any(isinstance(one, ConsentGiven) for one in events)):
-        return
+        return None
     spent = task.journal.spent(task_id=task.task_id, account=task.account)
-    # What cannot be paid for anyway is not asked for.
     allowed = budget.fit(_limits(task), spent, worst, max_tokens=tier.max_tokens, is_new=True)
     if isinstance(allowed, Exceeded):
-        return
+        return allowed
     consent = task.ask(" ".join(_question(task, tier, reason=reason, worst=worst, allowed=allowed, spent=spent)))
     if not consent.given:
         task.ledger.append(ConsentRefused(task.clock()))
         raise NotPermitted(consent.why, is_budget=False)
     task.ledger.append(ConsentGiven(task.clock()))
+    return None
 
 
 def _question(
@@ -104,13 +118,15 @@ def _question(
 def _reserve(
     decision: Escalate, task: Task, tier: Tier, *, reason: str, worst: WorstCase | None
 ) -> Reserved | Exceeded:
+    opening = task.opening(decision, tier, reason)
     return task.journal.reserve(
-        decision.held.journal_id if decision.held else task.opening(decision, tier, reason),
+        decision.held.journal_id if decision.held else opening,
         turn_id=task.turn_id,
         task_id=task.task_id,
         account=task.account,
         seconds=tier.timeout_seconds,
         fit=partial(budget.fit, _limits(task), worst=worst, max_tokens=tier.max_tokens, is_new=decision.held is None),
+        otherwise=opening,
     )
 
 

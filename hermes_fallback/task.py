@@ -52,8 +52,8 @@ class Task:
     def decide(self) -> Decision:
         """Return who answers next, by what is known now."""
         # In shadow, the local model has the task all along: what it does cannot lead to a second tier.
-        tiers = 1 if self.config.policy.is_shadow else len(self.config.ladder)
-        return decide(self.ledger.events(), self.config.policy, tiers=tiers, now=self.clock())
+        names = self.config.names[:1] if self.config.policy.is_shadow else self.config.names
+        return decide(self.ledger.events(), self.config.policy, tiers=len(names), names=names, now=self.clock())
 
     def opening(self, decision: Escalate, tier: Tier, reason: str) -> Opening:
         """Return what the journal gets to know of an escalation that begins."""

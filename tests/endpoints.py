@@ -36,7 +36,8 @@ class Answer:
     that comes then as half of its JSON; `error_after` sends the provider's own error event then, and ends.
     `hold_seconds` waits between two pieces of text; `headers_after` waits before the status line.
     `usage` counts all input and output tokens; `cached` is how much of the input was read from the prompt cache;
-    without `tells_usage`, a stream ends without either, as those of some local servers do.
+    without `tells_usage`, a stream ends without either, as those of some local servers do. `cost` is what a
+    proxy says that it booked.
     """
 
     text: str | None = None
@@ -52,6 +53,7 @@ class Answer:
     headers_after: float = 0.0
     usage: tuple[int, int] = (100, 20)
     tells_usage: bool = True
+    cost: float | None = None
     cached: int = 0
     reasoning: str | None = None
 
@@ -324,6 +326,8 @@ def _usage(answer: Answer) -> dict[str, Any]:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
+    if answer.cost is not None:
+        usage["cost"] = answer.cost
     return {**usage, "prompt_tokens_details": {"cached_tokens": answer.cached}} if answer.cached else usage
 
 

@@ -111,6 +111,34 @@ FAULTS = [
      "`never_send: ['*.pem']`"),
     ("{fallback: {provider: a, model: b}, handoff: {never_sent: []}}",
      "$.model_routing.handoff.never_sent: unknown key; did you mean never_send?"),
+    ("{fallback: {provider: hermes, model: b}}",
+     "$.model_routing.fallback.provider: hermes is not a provider; write `fallback: hermes` for Hermes's own fallback_providers"),
+    ("{fallback: {provider: a, model: b, extra: {max_completion_tokens: 9}}}",
+     "$.model_routing.fallback.extra.max_completion_tokens: is the plugin's to say; write the tier's `max_tokens`"),
+    ("{fallback: {provider: a, model: b, price: {input_per_million_usd: 1}}}",
+     "$.model_routing.fallback.price.output_per_million_usd: is missing; write `output_per_million_usd: …` here"),
+    ("{fallback: {provider: a, model: b}, fallback_policy: {budget: {per_day_usd: -1}}}",
+     "$.model_routing.fallback_policy.budget.per_day_usd: -1 is less than the minimum of 0; use 0 or more"),
+    ("{fallback: {provider: a, model: b}, fallback_policy: {budget: {per_day_usd: .nan}}}",
+     "$.model_routing.fallback_policy.budget.per_day_usd: nan is no number that can be reckoned with; write a number, "
+     "or leave the key out"),
+    ("{fallback: {provider: a, model: b}, fallback_policy: {budget: {on_exceeded: halt}}}",
+     '$.model_routing.fallback_policy.budget.on_exceeded: "halt" is not known; use one of ask, local, stop'),
+    ("{fallback: {provider: a, model: b}, fallback_policy: {confirm: first}}",
+     '$.model_routing.fallback_policy.confirm: "first" is not known; use one of always, first_in_session, never'),
+    ("{fallback: {provider: a, model: b}, fallback_policy: {hold: 500}}",
+     "$.model_routing.fallback_policy.hold: 500 is more than the maximum of 100; use 100 or less"),
+    ("{fallback: {provider: a, model: b}, task_types: [{match: {}}]}",
+     "$.model_routing.task_types[0].name: is missing; write a name of your own, for example `name: coding`"),
+    ("{fallback: {provider: a, model: b}, task_types: [{name: x}, {name: x}]}",
+     "$.model_routing.task_types[1].name: x is there twice; give each task type a name of its own"),
+    ("{fallback: {provider: a, model: b}, task_types: [{name: x, match: {message: '['}}]}",
+     "$.model_routing.task_types[0].match.message: is no regular expression (unterminated character set at position 0); "
+     "escape what is meant literally with a \\"),
+    ("{fallback: {provider: a, model: b}, task_types: [{name: x, match: {cwd: '~nobody-of-that-name'}}]}",
+     "$.model_routing.task_types[0].match.cwd: ~nobody-of-that-name: there is no such user; write ~/… for your own home"),
+    ("{fallback: {provider: a, model: b}, task_types: [{name: x, start_on: fallbak}]}",
+     '$.model_routing.task_types[0].start_on: "fallbak" is not known; did you mean fallback?'),
     ("{fallback: {provider: a, model: b}, handoff: off}",
      "$.model_routing.handoff: false is not a block of keys; write `handoff:` with its keys indented below it"),
 ]  # fmt: skip
@@ -133,6 +161,16 @@ def test_all_faults_at_once() -> None:
         "$.model_routing.fallback.provider",
         "$.model_routing.fallback_policy.enabled",
         "$.model_routing.fallback_policy.hold",
+    ]
+
+
+def test_two_missing_keys_are_named_once_each() -> None:
+    """Jsonschema finds two errors, and each sentence stands there once."""
+    with pytest.raises(ConfigError) as caught:
+        parse({"fallback": {"provider": "a", "model": "b", "price": {}}})
+    assert [fault.rpartition(": is")[0].rpartition(".")[2] for fault in caught.value.faults] == [
+        "input_per_million_usd",
+        "output_per_million_usd",
     ]
 
 

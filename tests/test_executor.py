@@ -25,7 +25,9 @@ def ask(
     """Call a tier whose provider gives these answers; return its reply, the text as it came, and the provider."""
     monkeypatch.setenv("TIER_KEY", key)
     pieces: list[str] = []
+    seen: list[Endpoint] = options.pop("seen", [])
     with Endpoint(in_order(answers), strict=True, key=KEY) as endpoint:
+        seen.append(endpoint)
         settings = {"provider": "openai", "model": "gpt-5.4", "base_url": endpoint.url, "api_key_env": "TIER_KEY"}
         reply = executor.complete(Tier(**{**settings, **options}), HANDOFF, is_interrupted=stop, on_text=pieces.append)
     return reply, pieces, endpoint
@@ -95,11 +97,24 @@ def test_refused_key_is_named_not_shown(monkeypatch: pytest.MonkeyPatch) -> None
     assert "canary" not in str(caught.value)
 
 
-def test_passing_error_is_tried_again_by_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One 500 is not yet a failure; a 401 is not tried twice."""
-    reply, _, endpoint = ask(fail(500), say("second"), monkeypatch=monkeypatch)
-    assert reply.response.choices[0].message.content == "second"
-    assert len(endpoint.requests) == 2
+def test_passing_error_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One 500 is not yet a failure, nor a 429 whose wait is short."""
+    for answer in (fail(500), fail(429, headers=(("Retry-After", "1"),))):
+        reply, _, endpoint = ask(answer, say("second"), monkeypatch=monkeypatch)
+        assert reply.response.choices[0].message.content == "second"
+        assert len(endpoint.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [fail(401), fail(400), fail(429, headers=(("Retry-After", "60"),)), say("half an answer", cut_after=5)],
+)
+def test_what_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, answer: Answer) -> None:
+    """A refusal would be one again, a long wait is not ours to wait, and what was begun would be paid for twice."""
+    endpoints: list[Endpoint] = []
+    with pytest.raises(ExecutionError):
+        ask(answer, say("second"), monkeypatch=monkeypatch, seen=endpoints)
+    assert len(endpoints[0].requests) == 1
 
 
 def test_stop_ends_a_stalled_call_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

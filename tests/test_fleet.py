@@ -218,7 +218,7 @@ def test_too_many_requests_are_no_budget(
     """What passes by itself, or is the provider's word, stays what it was."""
     fleet.upstream.script = in_order([answer])
     # The proxy says when to come again, up to a minute from now, and the client would wait for it.
-    tier = fleet.tier(extra={"max_retries": 0})
+    tier = fleet.tier()
     refused = ask_until_refused(tier, key, monkeypatch)
     assert type(refused) is ExecutionError
     assert "too many requests, or no credit left" in str(refused)

@@ -31,6 +31,8 @@ MATCHES = [
     (Match(cwd=("/home/*/code/**",)), "the folder is in /home/*/code/**"),
     (Match(cwd=("~/code",)), "the folder is in ~/code"),
     (Match(cwd=("/home/ann/co",)), None),
+    (Match(cwd=("/",)), "the folder is in /"),
+    (Match(cwd=("/**",)), "the folder is in /**"),
     (Match(cwd=("/srv", "/home/ann/code/app")), "the folder is in /home/ann/code/app"),
     (Match(message="bug", platform=("cli",)), "the message matches and the platform is cli"),
     (Match(message="bug", platform=("cron",)), None),

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,9 +19,11 @@ from typing import Any
 import pytest
 import yaml
 
+from hermes_fallback.budget import Spent
+from hermes_fallback.events import SwitchedOff
 from hermes_fallback.journal import Journal
 from tests.endpoints import Answer, Endpoint, call, fail, in_order, say
-from tests.test_escalation import JOURNAL, missing, rows
+from tests.test_escalation import JOURNAL, LOOP, missing, rows
 from tests.test_sessions import ask_and_wait, delegating_agent
 from tests.world import HOME, KEY, MODEL, Screen, World, config_text, log_of
 
@@ -47,6 +50,15 @@ def stuck_each_task(request: dict[str, Any], _index: int) -> Answer:
     said = request["messages"]
     asked = max(place for place, message in enumerate(said) if message["role"] == "user")
     return stuck({}, sum(message["role"] == "tool" for message in said[asked:]))
+
+
+def delegating(request: dict[str, Any], index: int) -> Answer:
+    """Gives "delegate it" to a sub-agent, and gets stuck with all else."""
+    words = [str(message["content"]) for message in request["messages"] if message["role"] == "user"][-1]
+    done = any(message["role"] == "tool" for message in request["messages"])
+    if "delegate" in words:
+        return say("it is at work") if done else call("delegate_task", goal="the goal")
+    return stuck_each_task(request, index)
 
 
 def tasks() -> list[tuple[Any, ...]]:
@@ -143,15 +155,7 @@ def test_session_budget_counts_its_tasks(world: World) -> None:
 def test_sub_agents_pay_from_their_parents_budget(world: World) -> None:
     """What a sub-agent spends is spent by the parent's task and session: nothing is left for the parent itself."""
     world.configure(budget(max_escalations_per_session=1, per_task_usd=1))
-
-    def script(request: dict[str, Any], index: int) -> Answer:
-        words = [str(message["content"]) for message in request["messages"] if message["role"] == "user"][-1]
-        done = any(message["role"] == "tool" for message in request["messages"])
-        if "delegate" in words:
-            return say("it is at work") if done else call("delegate_task", goal="the goal")
-        return stuck_each_task(request, index)
-
-    world.local.script = script
+    world.local.script = delegating
     agent = delegating_agent(world)
     ask_and_wait(world, "delegate it", agent)
     (row,) = rows()
@@ -447,3 +451,240 @@ def test_no_key_no_content(world: World) -> None:
     assert KEY.encode() not in content
     assert JOURNAL.stat().st_mode & 0o077 == 0
     assert not [path for path in (HOME / "hermes-fallback").iterdir() if path != JOURNAL]
+
+
+HELD = {"hold": "session"}
+
+
+def day(world: World) -> float:
+    """What is spent today."""
+    spent: float = world.adapter.journal.spent(task_id="", account="").day
+    return spent
+
+
+def test_a_held_session_knows_shadow_from_money(world: World) -> None:
+    """What would have been in shadow holds nothing when money is on; a paid holder is not charged for shadow calls."""
+    world.local.script = stuck_each_task
+    agent = world.agent()
+    world.configure(block({**HELD, "enabled": "shadow"}))
+    world.ask(agent=agent)
+    world.configure(block({**HELD, "budget": {"max_escalations_per_session": 0}}))
+    assert world.ask("hello", agent=agent)["final_response"] == "local answer"
+    assert world.paid.requests == []
+    world.configure(block(HELD, task_types=[{"name": "s", "match": {"message": "shade"}, "enabled": "shadow"}]))
+    assert world.ask("get stuck", agent=agent)["final_response"] == "paid answer"
+    spent = day(world)
+    assert world.ask("shade", agent=agent)["final_response"] == "local answer"
+    assert day(world) == spent > 0
+    assert len(world.paid.requests) == 1
+
+
+def test_a_held_tier_is_not_another_ladders(world: World, person: list[Any]) -> None:
+    """A task type with a dearer ladder is not entered by what holds the session: it is asked for like any other."""
+    dear = {"name": "dear", "match": {"message": "dear"}, "fallback": OPENAI, "confirm": "always"}
+    world.configure(block(HELD, fallback={**OPENAI, "model": "gpt-5-nano"}, task_types=[dear]))
+    world.local.script = stuck_each_task
+    agent = world.agent()
+    world.ask(agent=agent)
+    person[:] = ["deny"]
+    assert world.ask("dear", agent=agent)["final_response"] == "local answer"
+    assert "Let openai/gpt-5.4 take over" in person[0]
+    assert [request["model"] for request in world.paid.requests] == ["gpt-5-nano"]
+
+
+@pytest.mark.parametrize("how", ["forgotten", "corrupt"])
+def test_a_held_session_whose_row_is_gone(world: World, how: str) -> None:
+    """Each further call has a row and counts, though the escalation's own was forgotten, or is in a file set aside."""
+    world.configure(block({**HELD, "budget": {"per_day_usd": 0.6}}))
+    world.local.script = stuck_each_task
+    # 15,000 tokens are $0.225, if it may write so many.
+    world.paid.script = lambda request, _: say(
+        "paid answer", usage=(100, min(15_000, request["max_completion_tokens"]))
+    )
+    agent = world.agent()
+    world.ask(agent=agent)
+    if how == "forgotten":
+        world.adapter.journal.forget()
+    else:
+        JOURNAL.write_bytes(b"x" * 5000)
+    for _ in range(6):
+        world.ask("hello", agent=agent)
+    calls = len(world.paid.requests) - (how == "corrupt")
+    assert 0.45 < day(world) <= 0.6
+    assert calls == 3
+
+
+def test_a_call_that_runs_is_not_forgotten(world: World) -> None:
+    """What is forgotten during a call is not the call: its row is there when it ends, and no other gets its number."""
+    world.configure(block())
+    world.local.script = stuck_each_task
+
+    def paid(_request: dict[str, Any], index: int) -> Answer:
+        if index == 0:
+            world.adapter.journal.forget()
+        return say("paid answer")
+
+    world.paid.script = paid
+    world.ask()
+    assert [row["state"] for row in rows()] == ["answered"]
+    world.adapter.journal.forget()
+    world.ask()
+    assert rows()[0]["escalation"] == 2
+
+
+def test_an_answer_counts_for_its_question_alone(world: World, person: list[Any]) -> None:
+    """“For this session”, said to one question, answers no other: neither the budget's, nor the next task's."""
+    world.configure(block({"confirm": "first_in_session", "budget": {"per_day_usd": 0.3, "on_exceeded": "ask"}}))
+    world.local.script = stuck_each_task
+    world.paid.script = lambda *_: say("paid answer", usage=(100, 19_000))
+    agent = world.agent()
+    questions = []
+    for answer in ("session", "session", "deny"):
+        person[:] = [answer]
+        world.ask("get stuck", agent=agent)
+        questions += person
+    assert [("take over" in one, "over the budget" in one) for one in questions] == [
+        (True, False),
+        (False, True),
+        (False, True),
+    ]
+    assert len(world.paid.requests) == 2
+
+
+def test_asked_even_when_the_budget_frees_itself(
+    world: World, person: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What did not fit when it would have been asked for is not paid a moment later without being asked for."""
+    world.configure(block({"confirm": "always", "budget": {"per_day_usd": 1}}))
+    world.local.script = stuck
+    seen: list[Spent] = []
+
+    def full_at_first(_: Journal, **__: Any) -> Spent:
+        seen.append(Spent(day=1.0))
+        return seen[-1]
+
+    monkeypatch.setattr(Journal, "spent", full_at_first)
+    assert world.ask()["final_response"] == "local answer"
+    assert (len(seen), person, world.paid.requests) == (1, [], [])
+
+
+def test_known_costs_end_an_unknown_price(world: World) -> None:
+    """`unknown_price: allow` lets a model be asked whose price nobody knows, until what it told has used the budget up."""
+    unknown = {**OPENAI, "model": "gpt-of-tomorrow"}
+    world.configure(block({"budget": {"per_day_usd": 0.1, "unknown_price": "allow"}}, fallback=unknown))
+    world.local.script = stuck_each_task
+    world.paid.script = lambda *_: say("paid answer", cost=0.06)
+    answers = [world.ask()["final_response"] for _ in range(3)]
+    assert answers == ["paid answer", "paid answer", "local answer"]
+    assert day(world) == pytest.approx(0.12)
+
+
+@pytest.mark.parametrize("told", [-5.0, 0.0])
+def test_no_provider_gives_money_back(world: World, told: float) -> None:
+    """A cost that is nothing or less is not believed: the price is known."""
+    world.configure(budget(per_day_usd=5))
+    world.local.script = stuck
+    world.paid.script = lambda *_: say("paid answer", cost=told)
+    world.ask()
+    assert day(world) == pytest.approx(0.00055)
+
+
+def test_a_sub_agent_is_bound_by_its_parents_type(world: World) -> None:
+    """A type that forbids escalation forbids it for what the task has done by sub-agents."""
+    world.configure(block(task_types=[{"name": "no", "match": {"message": "delegate"}, "enabled": False}]))
+    world.local.script = delegating
+    ask_and_wait(world, "delegate it", delegating_agent(world))
+    assert world.paid.requests == []
+
+
+@pytest.mark.parametrize("how", ["cron", "auto-approve"])
+def test_machines_do_not_consent(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """Neither cron's `cron_mode: approve` nor Hermes's rule for sub-agents is a person who allows a sub-agent to spend."""
+    more = "approvals: {cron_mode: approve}\n" if how == "cron" else "delegation: {subagent_auto_approve: true}\n"
+    world.configure(block({"confirm": "always"}), more=more)
+    world.local.script = delegating
+    monkeypatch.setenv("HERMES_CRON_SESSION" if how == "cron" else "HERMES_INTERACTIVE", "1")
+    platform = "cron" if how == "cron" else "cli"
+    ask_and_wait(world, "delegate it", delegating_agent(world, platform=platform))
+    assert any("nobody is there to be asked" in line for line in log_of(caplog))
+    assert world.paid.requests == []
+
+
+def test_off_reaches_a_sub_agent_at_work(world: World) -> None:
+    """/escalate off, said while a sub-agent is at work, holds for it from its next call on."""
+
+    def paid(_request: dict[str, Any], index: int) -> Answer:
+        if index == 0:
+            world.adapter.ledger(agent.session_id).append(SwitchedOff(world.adapter.clock()))
+        return call("terminal", command=f"echo {index}")
+
+    world.configure(block())
+    world.local.script = delegating
+    world.paid.script = paid
+    agent = delegating_agent(world)
+    ask_and_wait(world, "delegate it", agent)
+    assert len(world.paid.requests) == 1
+
+
+def test_nothing_goes_out_after_a_stop(world: World) -> None:
+    """A provider that says 500 after the user's stop is not asked again behind the settled row."""
+    world.configure(budget(per_day_usd=5))
+    world.local.script = stuck
+    world.paid.script = lambda *_: fail(500, "no", headers_after=1.0)
+    agent = world.agent()
+
+    def stop_when_asked() -> None:
+        while not world.paid.requests:
+            time.sleep(0.02)
+        agent.interrupt()
+
+    threading.Thread(target=stop_when_asked, daemon=True).start()
+    world.ask(agent=agent)
+    time.sleep(2.5)
+    assert len(world.paid.requests) == 1
+    assert [row["state"] for row in rows()] == ["interrupted"]
+
+
+def test_a_broken_call_of_the_local_endpoint_costs_its_reservation(world: World) -> None:
+    """Hermes tries again by itself, nobody knows how often: what was reserved is taken for spent."""
+    price = {"input_per_million_usd": 1, "output_per_million_usd": 10}
+    world.configure(
+        block({"budget": {"per_day_usd": 5}}, fallback={"provider": "primary", "model": "big", "price": price})
+    )
+
+    def script(request: dict[str, Any], index: int) -> Answer:
+        return say("x" * 100, cut_after=0) if request["model"] == "big" else stuck_each_task(request, index)
+
+    world.local.script = script
+    assert world.ask()["final_response"] == "local answer"
+    (row,) = rows()
+    assert (row["state"], row["cost_usd"]) == ("failed", row["reserved_usd"])
+    assert row["cost_usd"] > 0
+
+
+def test_no_way_to_ask_the_local_endpoint_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Hermes gives no second call, a bigger model on the same endpoint is a failed tier, and the turn ends."""
+    world.configure(block(fallback={"provider": "primary", "model": "big"}))
+    monkeypatch.setattr("hermes_fallback.live.LiveAgent.call_again", lambda *_: None)
+    world.local.script = in_order([say(LOOP * 20)])
+    assert LOOP.strip() in world.ask()["final_response"]
+    assert [row["state"] for row in rows()] == ["failed"]
+
+
+def test_a_good_answer_is_not_stopped(world: World) -> None:
+    """`on_exceeded: stop` does not take away an answer that is there, though another would have been better."""
+    world.configure(block({"trigger_on": ["silent_failure"], "budget": {"per_day_usd": 0, "on_exceeded": "stop"}}))
+    world.local.script = in_order([say("I have updated the file main.py and all tests pass.")])
+    assert world.ask("change main.py")["final_response"].startswith("I have updated")
+
+
+def test_failed_escalations_do_not_count(world: World) -> None:
+    """A key that was refused has used up none of the session's escalations."""
+    world.configure(budget(max_escalations_per_session=1))
+    world.local.script = stuck_each_task
+    world.paid.script = in_order([fail(401, "no"), say("paid answer")])
+    agent = world.agent()
+    answers = [world.ask(agent=agent)["final_response"] for _ in range(3)]
+    assert answers == ["local answer", "paid answer", "local answer"]

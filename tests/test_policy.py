@@ -25,9 +25,10 @@ from hermes_fallback.events import (
     ToolSucceeded,
     TurnEnded,
     TurnStarted,
+    TypeMatched,
 )
 from hermes_fallback.ledger import EARLIER_SECONDS, MAX_EARLIER, MAX_EVENTS, Ledger
-from hermes_fallback.policy import COOLDOWN_SECONDS, Decision, Escalate, Stay, decide
+from hermes_fallback.policy import COOLDOWN_SECONDS, Decision, Escalate, Stay, decide, holding
 
 START = TurnStarted(0.0, "turn", "local")
 ENDED = TurnEnded(0.0)
@@ -288,7 +289,7 @@ def test_ledger_is_bounded_and_keeps_landmarks() -> None:
     assert events[:2] == (START, ASKED)
     assert len(events) <= MAX_EVENTS + 2
     assert events[-1] == ok("a", "99999")
-    assert len(ledger._events) <= 2 * MAX_EVENTS  # noqa: SLF001
+    assert len(ledger._events) <= 3 * MAX_EVENTS  # noqa: SLF001
 
 
 def test_ledger_keeps_the_task_that_a_question_goes_on_with() -> None:
@@ -309,3 +310,25 @@ def test_ledger_of_many_questions_is_bounded() -> None:
     for _ in range(1000):
         ledger.append(START, *MIXED, QUESTION, ENDED)
     assert len(ledger.events()) <= MAX_EARLIER + 1
+
+
+@pytest.mark.parametrize(("calls", "results"), [(100, 1), (60, 4), (25, 10)])
+def test_a_long_hold_ends(calls: int, results: int) -> None:
+    """A tier keeps a task for as many calls as `hold` says, however much happens in between."""
+    ledger = Ledger()
+    ledger.append(START, ASKED, up())
+    policy = replace(Policy(), hold=calls)
+    held = 0
+    while holding(ledger.events(), policy) is not None and held <= calls:
+        held += 1
+        ledger.append(TierReplied(0.0, 0), *(ok("a", f"{held}-{n}") for n in range(results)))
+    assert held == calls
+
+
+def test_a_type_that_starts_high_does_not_climb() -> None:
+    """`start_on: fallback` is no reason to leave a tier that holds the session."""
+    policy = Policy(hold="session", trigger_on=("task_type",))
+    events: list[Event] = [START, TypeMatched(0.0, "x"), up(), TierReplied(0.0, 0), START, TypeMatched(0.0, "x")]
+    decision = decide(events, policy, tiers=3, now=1.0)
+    assert isinstance(decision, Escalate)
+    assert (decision.tier, decision.held) == (0, events[2])
