@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types check bench bench-detection fit clean test-hermes-matrix test-fleet
+.PHONY: demo test lint types check bench bench-detection fit clean test-hermes-matrix test-fleet environments
 .PRECIOUS: .cache/hermes-%/.ready
 
 demo: $(READY)
@@ -60,6 +60,9 @@ $(PROXY)/.ready: pyproject.toml
 
 test-fleet: $(READY) $(PROXY)/.ready
 	$(BIN)/python -m pytest tests/test_fleet.py
+
+# All that CI needs, at once with `make -j 3 environments`.
+environments: $(READY) .cache/hermes-0.17.0/.ready $(PROXY)/.ready
 
 # Not a test: what it measures depends on the machine.
 bench: $(READY)
