@@ -275,6 +275,11 @@ class Adapter:
         # Hermes writes messages to chats itself, for example to go on after a restart: nobody's word.
         return platform in _OWNERS if chat is None else chat.is_one_of(allowed)
 
+    def task_id(self, session_id: str) -> str | None:
+        """Return the task that the session works on, if it does."""
+        turn = self._turn_of_session(session_id)
+        return None if turn is None else turn.task_id
+
     def last_type(self, session_id: str) -> tuple[str, str]:
         """Return the type of the session's last task, and why it was of that one; both empty for none."""
         return self._last_types.get(session_id, ("", ""))

@@ -81,7 +81,7 @@ class Left:
     words: str
 
     def __str__(self) -> str:
-        return f"${self.usd:.4f} of ${self.limit_usd:g} {self.words} is left"
+        return f"${self.usd:.4f} of {amount(self.limit_usd)} {self.words} is left"
 
 
 _SCOPES = (
@@ -92,14 +92,25 @@ _SCOPES = (
 )
 
 
-def left(budget: Budget, spent: Spent) -> Left | None:
-    """Return what is left of the nearest limit in dollars; None when there is none."""
-    limits = [
+def amount(usd: float) -> str:
+    """Say an amount that a person has set: `$2`, `$0.50`, `$0.0125`."""
+    if usd == int(usd):
+        return f"${usd:.0f}"
+    return f"${usd:.2f}" if round(usd, 2) == usd else f"${usd:g}"
+
+
+def lefts(budget: Budget, spent: Spent) -> list[Left]:
+    """Return what is left of each limit in dollars that is set."""
+    return [
         Left(max(0.0, limit - getattr(spent, scope)), limit, words)
         for key, scope, words in _SCOPES
         if (limit := getattr(budget, key)) is not None
     ]
-    return min(limits, key=lambda one: one.usd, default=None)
+
+
+def left(budget: Budget, spent: Spent) -> Left | None:
+    """Return what is left of the nearest limit in dollars; None when there is none."""
+    return min(lefts(budget, spent), key=lambda one: one.usd, default=None)
 
 
 def fit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import budget, executor, explain
@@ -154,9 +155,11 @@ def _spent(adapter: Adapter, session_id: str) -> str:
 
 
 def _left(adapter: Adapter, config: Config, session_id: str) -> str:
+    task_id = adapter.task_id(session_id)
+    limits = config.policy.budget if task_id else replace(config.policy.budget, per_task_usd=None)
     try:
-        spent = adapter.journal.spent(task_id="", account=session_id)
+        spent = adapter.journal.spent(task_id=task_id or "", account=session_id)
     except JournalError:
         return ""  # said above
-    nearest = budget.left(config.policy.budget, spent)
-    return "" if nearest is None else f"\nOf the budget, {nearest}."
+    lefts = budget.lefts(limits, spent)
+    return f"\nOf the budget, {', '.join(map(str, lefts))}." if lefts else ""

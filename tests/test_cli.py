@@ -133,7 +133,7 @@ def test_status(shell: Shell) -> None:
     )
     shell.run("chat", "-q", "read it")
     shown = shell.escalation("status").stdout
-    for words in ("state", "on", "nobody is asked", "openai/gpt-5.4", "UTC", "$2.00", "each task", "$0.50", "$1.9"):
+    for words in ("state", "on", "nobody is asked", "openai/gpt-5.4", "UTC", "$2", "each task", "$0.50", "$1.9"):
         assert words in shown
     told = json.loads(shell.escalation("status", "--json").stdout)
     assert (told["state"], told["ladder"], told["allowed_users"]) == ("on", ["openai/gpt-5.4"], ["7"])

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+from .. import budget, explain
 from .. import config as configuration
-from .. import explain
 from ..budget import Spent
 from ..config import Budget, Config, ConfigError
 from ..host import hermes_home, read_config
@@ -110,10 +110,6 @@ def _limits(limits: Budget, spent: Spent) -> Iterator[Mapping[str, object]]:
 
 
 def _shown(one: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    limit, used, say = one["limit"], one["spent"], _amount if one["name"].endswith("_usd") else str
+    limit, used, say = one["limit"], one["spent"], budget.amount if one["name"].endswith("_usd") else str
     left = "–" if limit is None or used is None else f"${max(0.0, limit - used):.4f}"
     return one["words"], "none" if limit is None else say(limit), "–" if used is None else f"${used:.4f}", left
-
-
-def _amount(usd: float) -> str:
-    return f"${usd:.2f}" if round(usd, 2) == usd else f"${usd:g}"
