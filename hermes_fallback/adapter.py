@@ -505,6 +505,11 @@ class Adapter:
         )
 
     def _ask_person(self, turn: Turn, question: str) -> Consent:
+        chat = _chat.get()
+        if chat is not None and chat.is_shared and turn.config.policy.allowed_users is not None:
+            # Hermes takes a yes from whoever is in the chat, by a word, a command or a button, and does not say whose.
+            why = "others in this chat could answer; give each a session of their own, or write `confirm: never`"
+            return Consent(given=False, why=why)
         turn.live.close_stream()
         # A key of its own for each question: what Hermes remembers must not answer another one.
         key = f"hermes-fallback:{uuid.uuid4()}"

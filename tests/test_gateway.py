@@ -278,3 +278,16 @@ def test_nobody_escalates_with_the_money_of_another(world: World) -> None:
         ann.ask("/escalate")
         ann.ask("hello")
         assert len(world.paid.requests) == 1
+
+
+def test_nobody_answers_for_another(world: World) -> None:
+    """In a session that several share, anybody's yes is a yes to Hermes: where only some may spend, it is not asked for."""
+    shared = "group_sessions_per_user: false\n"
+    world.local.script = stuck_each_task
+    text = block({"allowed_users": ["ann"], "confirm": "always"})
+    with Gateway(config_text(world.local.url, text, more=shared)) as running:
+        ann = running.chat("G", user="ann", chat_type="group")
+        ann.ask("get stuck")
+        assert any("is not asked: others in this chat could answer" in text for text in ann.screen)
+        assert not any(QUESTION in text for text in ann.screen)
+    assert world.paid.requests == []
