@@ -26,6 +26,10 @@ ROWS = {
     "each trigger, and its near miss": r"test_escalation::test_trigger",
     "silent failures, weak signs together, `self_check`": r"test_detection::",
     "`hermes escalation replay`": r"test_replay::",
+    "budgets, and what a call costs": r"test_money::",
+    "a person is asked: CLI, gateway, TUI, ACP": r"asked_for_money|asks_for_money|person|a_no_holds|asked_first|answers_in_the_chat",
+    "task types, shadow": r"test_kinds::",
+    "`hermes escalation check`, `status`, `explain`, `forget`": r"test_cli::",
     "a stronger model that fails": r"test_escalation::.*(failed_escalation|tier)",
     "llama.cpp with a real model": r"test_local_model::",
 }
