@@ -7,6 +7,7 @@ the rest of the package is imported when it is first needed: at the first messag
 from __future__ import annotations
 
 import argparse
+import logging
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -78,12 +79,29 @@ class Plugin:
     def callback(self, name: str) -> Callable[..., Any]:
         """Return the adapter's entry point of that name."""
 
-        def call(**kwargs: Any) -> Any:
+        def hook(**kwargs: Any) -> Any:
+            try:
+                return getattr(self.adapter, name)(**kwargs)
+            except Exception as error:  # noqa: BLE001  # whatever it is, it is a fault of ours, and Hermes goes on
+                self._note(name, kwargs, error)
+                return None
+
+        def middleware(**kwargs: Any) -> Any:
+            # It raises what the local endpoint raised, too; so it keeps its own faults to itself (`llm_execution`).
             return getattr(self.adapter, name)(**kwargs)
+
+        call = middleware if name in MIDDLEWARE else hook
 
         # Hermes names it in its log when something is wrong with it.
         call.__name__ = f"hermes_fallback.{name}"
         return call
+
+    def _note(self, name: str, arguments: dict[str, Any], error: Exception) -> None:
+        if self._adapter is None:
+            # Not even loaded: a broken installation, for example.
+            logging.getLogger(__name__).error("hermes-fallback cannot be loaded", exc_info=error)
+            return
+        self._adapter.guard.note(name, self._adapter.session_of(arguments), error)
 
     def escalate(self, raw_args: str) -> str:
         """Answer `/escalate`."""

@@ -1,7 +1,8 @@
 """Hermes's hooks and middleware → events; decisions → effects. The only file that knows Hermes, besides `live.py`.
 
 Hermes swallows what a plugin raises (DESIGN.md, facts 2 and 3): after our middleware fails, the local model answers as
-if nothing were there. So every entry point here goes through one boundary that logs our own faults at ERROR.
+if nothing were there. So `guard.py` says our own faults loudly, and counts them, for whatever
+Hermes calls.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,7 @@ from .events import (
     is_telling,
 )
 from .executor import ExecutionError, Interrupted
+from .guard import MOST, Guard
 from .journal import Journal, JournalError
 from .ledger import Ledger, Ledgers
 from .live import Chat, LiveAgent, cli_session_id, find_agent, find_chat
@@ -165,6 +166,7 @@ class Adapter:
     ) -> None:
         self.settings = Settings(read_config)
         self.ledgers = Ledgers()
+        self.guard = Guard()
         self.clock = clock
         self._home = home
         self._manager = manager
@@ -194,6 +196,11 @@ class Adapter:
         """Say why the session's model calls are not ours to answer, if they were not at the last one."""
         return self._stays_local.get(session_id)
 
+    def session_of(self, arguments: Mapping[str, object]) -> str:
+        """Return the session that a hook's arguments are about, as far as they say it."""
+        turn = self._turns.get(str(arguments.get("turn_id")))
+        return turn.session_id if turn is not None else str(arguments.get("session_id") or UNNAMED_SESSION)
+
     def is_running(self, session_id: str) -> bool:
         """Tell whether a turn of the session is running."""
         return self._turn_of_session(session_id) is not None
@@ -202,13 +209,12 @@ class Adapter:
         self, *, event: object = None, gateway: object = None, session_store: object = None, **_: object
     ) -> None:
         """A message came from a chat: what this task does from now on, it does for that chat."""
-        with _boundary("pre_gateway_dispatch"):
-            chat = find_chat(gateway, event, session_store)
-            _chat.set(chat)
-            turn = self._turn_of_session(chat.session_id or "") if chat else None
-            if turn is not None and not self.may_spend(turn.config):
-                # What this user steers goes into the turn of another, who may.
-                turn.deaf = turn.deaf or "escalate" in str(getattr(event, "text", "")).lower()
+        chat = find_chat(gateway, event, session_store)
+        _chat.set(chat)
+        turn = self._turn_of_session(chat.session_id or "") if chat else None
+        if turn is not None and not self.may_spend(turn.config):
+            # What this user steers goes into the turn of another, who may.
+            turn.deaf = turn.deaf or "escalate" in str(getattr(event, "text", "")).lower()
 
     def pre_llm_call(
         self,
@@ -222,50 +228,49 @@ class Adapter:
         **_: object,
     ) -> None:
         """A user turn starts: read the configuration and open the turn."""
-        with _boundary("pre_llm_call"):
-            if threading.current_thread().name == _REVIEW_THREAD:
-                return
-            config = self.settings.refresh()
-            ledger = self._ledger_of(session_id, platform)
-            self._read_again(session_id, ledger)
-            if config is None or config.is_idle:
-                return
-            chat = _chat.get()
-            if chat is not None:
-                chat.turns.append(turn_id)
-            parent = self._parent_turns.get(session_id)
-            text = handoff.text_of(user_message)
-            turn = Turn(
-                session_id,
-                turn_id,
-                platform,
-                model,
-                parent.config if parent else config,
-                ledger,
-                account=self._account_of(session_id),
-                task_id=parent.task_id if parent else turn_id,
-                message=text,
-                may_spend=parent.may_spend if parent else self.may_spend(config, platform),
-                steers=handoff.count_steers(conversation_history),
-            )
-            if parent is not None:
-                # What its parent's type allows and forbids holds for what is done for it.
-                turn.task_type, turn.type_reason, turn.is_typed = parent.task_type, parent.type_reason, True
-            with self._lock:
-                # Hermes leaves some failed turns without a word (0.19 conversation_loop, early returns).
-                unended = [id_ for id_, other in self._turns.items() if other.ledger is ledger]
-                for id_ in unended:
-                    del self._turns[id_]
-                self._turns[turn_id] = turn
-            now = self.clock()
-            said = signs.of_message(text)
-            ledger.append(*[TurnEnded(now)] * len(unended), TurnStarted(now, turn_id, model, said))
-            if config.policy.self_check:
-                # It is asked through litellm, at the end of every task.
-                executor.warm([self_check.tier(model, "", None)])
-            # Not a sub-agent's: what it is told comes from a model, and no model may spend.
-            if session_id not in self._parents:
-                self._hear(turn, user_message)
+        if threading.current_thread().name == _REVIEW_THREAD or self.guard.has_given_up(session_id):
+            return
+        config = self.settings.refresh()
+        ledger = self._ledger_of(session_id, platform)
+        self._read_again(session_id, ledger)
+        if config is None or config.is_idle:
+            return
+        chat = _chat.get()
+        if chat is not None:
+            chat.turns.append(turn_id)
+        parent = self._parent_turns.get(session_id)
+        text = handoff.text_of(user_message)
+        turn = Turn(
+            session_id,
+            turn_id,
+            platform,
+            model,
+            parent.config if parent else config,
+            ledger,
+            account=self._account_of(session_id),
+            task_id=parent.task_id if parent else turn_id,
+            message=text,
+            may_spend=parent.may_spend if parent else self.may_spend(config, platform),
+            steers=handoff.count_steers(conversation_history),
+        )
+        if parent is not None:
+            # What its parent's type allows and forbids holds for what is done for it.
+            turn.task_type, turn.type_reason, turn.is_typed = parent.task_type, parent.type_reason, True
+        with self._lock:
+            # Hermes leaves some failed turns without a word (0.19 conversation_loop, early returns).
+            unended = [id_ for id_, other in self._turns.items() if other.ledger is ledger]
+            for id_ in unended:
+                del self._turns[id_]
+            self._turns[turn_id] = turn
+        now = self.clock()
+        said = signs.of_message(text)
+        ledger.append(*[TurnEnded(now)] * len(unended), TurnStarted(now, turn_id, model, said))
+        if config.policy.self_check:
+            # It is asked through litellm, at the end of every task.
+            executor.warm([self_check.tier(model, "", None)])
+        # Not a sub-agent's: what it is told comes from a model, and no model may spend.
+        if session_id not in self._parents:
+            self._hear(turn, user_message)
 
     def may_spend(self, config: Config, platform: str = "") -> bool:
         """Tell whether who wrote the message that is worked on may spend: in a chat, the `allowed_users`."""
@@ -365,75 +370,68 @@ class Adapter:
         **_: object,
     ) -> None:
         """A tool gave its result."""
-        with _boundary("post_tool_call"):
-            turn = self._turns.get(turn_id)
-            if turn is None:
-                return
-            text = result if isinstance(result, str) else json.dumps(result, default=str)
-            if handoff.STEER_OPEN in text:
-                # Hermes appends the user's words after this hook, so these are the tool's own: nobody said them.
-                turn.deaf = True
-            event = host.tool_event(self.clock(), tool_name, args, text, status=status, error=error_message)
-            if event is None:
-                return
-            turn.ledger.append(event)
-            if is_telling(event):
-                executor.warm(turn.config.ladder)
+        turn = self._turns.get(turn_id)
+        if turn is None:
+            return
+        text = result if isinstance(result, str) else json.dumps(result, default=str)
+        if handoff.STEER_OPEN in text:
+            # Hermes appends the user's words after this hook, so these are the tool's own: nobody said them.
+            turn.deaf = True
+        event = host.tool_event(self.clock(), tool_name, args, text, status=status, error=error_message)
+        if event is None:
+            return
+        turn.ledger.append(event)
+        if is_telling(event):
+            executor.warm(turn.config.ladder)
 
     def transform_llm_output(self, *, response_text: str = "", session_id: str = "", **_: object) -> str | None:
         """The turn's answer is about to be shown: add who gave it, where no line on the screen says so."""
-        with _boundary("transform_llm_output"):
-            turn = self._turn_of_session(session_id)
-            if turn is None or turn.config.policy.is_shadow:
-                return None
-            # On the CLI the line stands on the screen (`on_session_end`), and a script reads what `hermes -z` prints.
-            if turn.platform == "cli" and (turn.live.found or host.is_silent()):
-                return None
-            summary = self._summary(turn)
-            return None if summary is None else f"{response_text}\n\n{summary}"
+        turn = self._turn_of_session(session_id)
+        if turn is None or turn.config.policy.is_shadow:
+            return None
+        # On the CLI the line stands on the screen (`on_session_end`), and a script reads what `hermes -z` prints.
+        if turn.platform == "cli" and (turn.live.found or host.is_silent()):
+            return None
+        summary = self._summary(turn)
+        return None if summary is None else f"{response_text}\n\n{summary}"
         return None
 
     def on_session_end(self, *, turn_id: str = "", **_: object) -> None:
         """The turn is over (not the session: DESIGN.md, fact 7)."""
-        with _boundary("on_session_end"):
-            with self._lock:
-                turn = self._turns.pop(turn_id, None)
-            if turn is None:
-                return
-            summary = self._summary(turn)
-            turn.ledger.append(TurnEnded(self.clock()))
-            self._journal_task(turn)
-            if summary is not None:
-                logger.info("task finished session=%s: %s", turn.session_id, summary.removeprefix(f"{SIGN} "))
-                if turn.platform == "cli" and not host.is_silent() and not turn.config.policy.is_shadow:
-                    turn.live.last_word(summary)
+        with self._lock:
+            turn = self._turns.pop(turn_id, None)
+        if turn is None:
+            return
+        summary = self._summary(turn)
+        turn.ledger.append(TurnEnded(self.clock()))
+        self._journal_task(turn)
+        if summary is not None:
+            logger.info("task finished session=%s: %s", turn.session_id, summary.removeprefix(f"{SIGN} "))
+            if turn.platform == "cli" and not host.is_silent() and not turn.config.policy.is_shadow:
+                turn.live.last_word(summary)
 
     def on_session_finalize(self, *, session_id: object = None, **_: object) -> None:
         """The session is over."""
-        with _boundary("on_session_finalize"):
-            self._forget(session_id)
+        self._forget(session_id)
 
     def on_session_reset(self, *, old_session_id: object = None, **_: object) -> None:
         """The session was cleared, and another one starts."""
-        with _boundary("on_session_reset"):
-            self._forget(old_session_id)
+        self._forget(old_session_id)
 
     def subagent_start(self, *, parent_session_id: object = None, child_session_id: object = None, **_: object) -> None:
         """A session starts that nobody types into."""
-        with _boundary("subagent_start"):
-            if isinstance(child_session_id, str) and isinstance(parent_session_id, str):
-                self._parents[child_session_id] = parent_session_id
-                turn = self._turn_of_session(parent_session_id)
-                if turn is not None:
-                    self._parent_turns[child_session_id] = turn
-                # Now, for the child may run in the background, after its parent's turn (0.19 tools/delegate_tool.py).
-                inherited = self._inherited(self.ledgers.of_session(parent_session_id))
-                self.ledgers.of_session(child_session_id).append(*inherited)
+        if isinstance(child_session_id, str) and isinstance(parent_session_id, str):
+            self._parents[child_session_id] = parent_session_id
+            turn = self._turn_of_session(parent_session_id)
+            if turn is not None:
+                self._parent_turns[child_session_id] = turn
+            # Now, for the child may run in the background, after its parent's turn (0.19 tools/delegate_tool.py).
+            inherited = self._inherited(self.ledgers.of_session(parent_session_id))
+            self.ledgers.of_session(child_session_id).append(*inherited)
 
     def subagent_stop(self, *, child_session_id: object = None, **_: object) -> None:
         """A sub-agent's session is over."""
-        with _boundary("subagent_stop"):
-            self._forget(child_session_id)
+        self._forget(child_session_id)
 
     def llm_execution(
         self,
@@ -449,11 +447,13 @@ class Adapter:
         **_: object,
     ) -> Any:
         """One model call of the agent loop: let the local model answer, or have a stronger one do it."""
-        turn = self._turns.get(turn_id)
-        if turn is None:
-            return next_call(request)
-        local = LocalCall(next_call, request)
+        local: LocalCall | None = None
+        turn: Turn | None = None
         try:
+            local = LocalCall(next_call, request)
+            turn = self._turns.get(turn_id)
+            if turn is None or self.guard.has_given_up(turn.session_id):
+                return local.reply()
             self._follow(turn, session_id)
             if turn.spoken is not None:
                 return host.spoken_response(turn.spoken, model="hermes-fallback")
@@ -478,11 +478,19 @@ class Adapter:
                 return local.reply()
             return self._route(turn, local, task)
         except Exception as error:
-            if error is local.error:
+            if local is not None and error is local.error:
                 raise
-            # The one place where a bug of ours ends up: said loudly, and the local model answers.
-            logger.exception("hermes-fallback failed; %s goes on without it", turn.model)
-            return local.reply()
+            # Here a bug of ours ends up: said loudly, and the local model answers.
+            self._note_fault(turn, session_id, error)
+            return next_call(dict(request)) if local is None else local.reply()
+
+    def _note_fault(self, turn: Turn | None, session_id: str, error: Exception) -> None:
+        session_id = session_id if turn is None else turn.session_id
+        self.guard.note("llm_execution", session_id, error)
+        if turn is not None and self.guard.count(session_id) == MOST:
+            turn.live.notice(
+                f"{SIGN} hermes-fallback has failed {MOST} times and is off in this session; see agent.log"
+            )
 
     def _task(self, turn: Turn, local: LocalCall) -> Task:
         return Task(
@@ -718,6 +726,7 @@ class Adapter:
         if not isinstance(session_id, str):
             return
         self.ledgers.forget(session_id)
+        self.guard.forget(session_id)
         self._parents.pop(session_id, None)
         self._parent_turns.pop(session_id, None)
         self._last_types.pop(session_id, None)
@@ -765,15 +774,6 @@ class LocalCall:
             return self.live.call_again(request)
         self._used = True
         return self._next_call(dict(request))
-
-
-@contextmanager
-def _boundary(name: str) -> Iterator[None]:
-    """Keep a fault of ours from the host, which would swallow it, and say it loudly."""
-    try:
-        yield
-    except Exception:
-        logger.exception("hermes-fallback failed in %s", name)
 
 
 def _has_escalated(events: Sequence[Event]) -> bool:

@@ -91,7 +91,9 @@ def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -
         now = f"The local model answers; when it gets stuck, {ladder} {verb}."
     kind, because = adapter.last_type(session_id)
     typed = f"\nThe task is of type {kind}, for {because}." if kind else ""
-    return f"{now}{typed}\n{_spent(adapter, session_id)}{_left(adapter, config, session_id)}"
+    return (
+        f"{now}{typed}\n{_spent(adapter, session_id)}{_left(adapter, config, session_id)}{_faults(adapter, session_id)}"
+    )
 
 
 def _why(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
@@ -163,3 +165,11 @@ def _left(adapter: Adapter, config: Config, session_id: str) -> str:
         return ""  # said above
     lefts = budget.lefts(limits, spent)
     return f"\nOf the budget, {', '.join(map(str, lefts))}." if lefts else ""
+
+
+def _faults(adapter: Adapter, session_id: str) -> str:
+    count = adapter.guard.count(session_id)
+    if not count:
+        return ""
+    off = " and is off in it" if adapter.guard.has_given_up(session_id) else ""
+    return f"\nhermes-fallback itself has failed {count} times in this session{off}; see Hermes's agent.log."

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import get_args
 
 import yaml
+from packaging.requirements import Requirement
 
 from hermes_fallback import risk
 from hermes_fallback.cli import set_up
@@ -84,3 +86,11 @@ def test_measured_numbers_are_those_of_the_report() -> None:
         assert f"| {threshold:.2f} |" in row
     (times,) = [line for line in report if " times the fixed rule." in line]
     assert f"{float(times.split()[0]):.1f} times what" in README
+
+
+def test_malicious_releases_are_shut_out() -> None:
+    """No installation of ours can bring litellm 1.82.7 or 1.82.8, nor 1.106, which fails on calls with tools."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    (litellm,) = [one for one in map(Requirement, project["dependencies"]) if one.name == "litellm"]
+    assert not any(litellm.specifier.contains(version) for version in ("1.82.7", "1.82.8", "1.106.0"))
+    assert litellm.specifier.contains("1.105.3")

@@ -476,7 +476,7 @@ def test_our_own_fault_is_loud_and_harmless(
     world.local.script = in_order([*(missing({}, n) for n in range(3)), say("local")])
     assert world.ask()["final_response"] == "local"
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR and record.exc_info]
-    assert record.name == "hermes_fallback.adapter"
+    assert record.name == "hermes_fallback.guard"
 
 
 def test_unwritable_journal_means_no_paid_call(world: World, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,60 @@
+"""Keeps faults of ours from Hermes, which would swallow them: says them loudly, counts them, and gives up on too many.
+
+Hermes goes on as if nothing were there when a plugin raises (DESIGN.md, facts 2 and 3), so a fault of ours would look
+like "nothing happened".
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+
+logger = logging.getLogger(__name__)
+
+MOST = 5
+"""With so many faults in a session, we are of no use there, and switch ourselves off."""
+
+
+class Guard:
+    """The faults of one plugin, by session."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._told: set[tuple[object, ...]] = set()
+
+    def note(self, place: str, session_id: str, error: Exception) -> None:
+        """Log a fault, with its traceback the first time, and count it."""
+        with self._lock:
+            self._counts[session_id] += 1
+            count = self._counts[session_id]
+            kind = (place, type(error), _line(error))
+            is_new = kind not in self._told
+            self._told.add(kind)
+        words = "session=%s: hermes-fallback failed in %s (fault %d of this session), and goes on without: %r"
+        logger.error(words, session_id, place, count, error, exc_info=error if is_new else None)
+        if count == MOST:
+            logger.error(
+                "session=%s: hermes-fallback has failed %d times and is off in it from now on", session_id, count
+            )
+
+    def count(self, session_id: str) -> int:
+        """Return how many faults the session had."""
+        return self._counts[session_id]
+
+    def has_given_up(self, session_id: str) -> bool:
+        """Tell whether we have switched ourselves off in the session."""
+        return self._counts[session_id] >= MOST
+
+    def forget(self, session_id: str) -> None:
+        """Drop a session that ended."""
+        with self._lock:
+            self._counts.pop(session_id, None)
+
+
+def _line(error: BaseException) -> object:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return None if trace is None else (trace.tb_frame.f_code.co_filename, trace.tb_lineno)

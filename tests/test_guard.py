@@ -1,0 +1,112 @@
+"""Faults of our own: the turn goes on as if we were absent, and they are said, counted, and not repeated for ever."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+import hermes_fallback
+from hermes_fallback.adapter import Adapter
+from hermes_fallback.guard import MOST
+from tests.test_money import stuck_each_task
+from tests.world import Screen, World, log_of
+
+# What a turn on the CLI goes through, and what it must not need.
+ENTRY_POINTS = ("pre_llm_call", "post_tool_call", "transform_llm_output", "on_session_end", "llm_execution")
+
+
+class InjectedError(Exception):
+    """What a bug of ours would raise."""
+
+
+@contextmanager
+def failing_at(code: CodeType, line: int) -> Iterator[list[int]]:
+    """Raise whenever this line of a function is about to run, in whatever thread; yields how often it did."""
+    times: list[int] = []
+
+    def in_function(frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
+        if event == "line" and frame.f_lineno == line:
+            times.append(line)
+            message = f"injected at line {line}"
+            raise InjectedError(message)
+        return in_function
+
+    def trace(frame: FrameType, _event: str, _: Any) -> Callable[..., Any] | None:
+        return in_function if frame.f_code is code else None
+
+    before = sys.gettrace()
+    threading.settrace(trace)
+    sys.settrace(trace)
+    try:
+        yield times
+    finally:
+        sys.settrace(before)
+        threading.settrace(before)
+
+
+def lines_of(name: str) -> list[int]:
+    """The lines of an entry point's body."""
+    code = getattr(Adapter, name).__code__
+    return sorted({line for _, _, line in code.co_lines() if line is not None and line > code.co_firstlineno})
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_a_failure_at_every_line(world: World, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    """Wherever an entry point breaks: the turn has an answer, each fault is in the log, and the next turn is whole."""
+    world.local.script = stuck_each_task
+    code = getattr(Adapter, name).__code__
+    agent = world.agent()
+    for line in lines_of(name):
+        caplog.clear()
+        world.adapter.guard.forget(agent.session_id)
+        world.local.requests.clear()
+        with failing_at(code, line) as times:
+            result = world.ask("get stuck", agent=agent)
+        assert result["final_response"] in {"local answer", "paid answer"}, line
+        said = [one for one in log_of(caplog, logging.ERROR) if "hermes-fallback failed in" in one]
+        # Before its first statement that could break, the middleware has set two names; there, Hermes says it.
+        hosts = [record for record in caplog.records if "injected at line" in record.getMessage()]
+        assert len(said or hosts) >= len(times), (line, times, said)
+    world.adapter.guard.forget(agent.session_id)
+    assert world.ask("get stuck", agent=agent)["final_response"] == "paid answer"
+
+
+def test_enough_is_enough(world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """After five faults we are off in that session, say so on the screen, in the log and in status, and in no other."""
+
+    def broken(*_: object, **__: object) -> None:
+        message = "a bug"
+        raise ValueError(message)
+
+    world.local.script = stuck_each_task
+    screen = Screen()
+    agent = world.agent(screen=screen)
+    with monkeypatch.context() as patched:
+        patched.setattr("hermes_fallback.handoff.build", broken)
+        answers = [world.ask("get stuck", agent=agent)["final_response"] for _ in range(MOST + 2)]
+    assert answers == ["local answer"] * (MOST + 2)
+    faults = [record for record in caplog.records if "hermes-fallback failed in" in record.getMessage()]
+    assert len(faults) == MOST
+    assert [bool(record.exc_info) for record in faults] == [True, *[False] * (MOST - 1)]
+    assert f"⚡ hermes-fallback has failed {MOST} times and is off in this session" in screen.text
+    assert screen.text.count("is off in this session") == 1
+    status = world.command("status")
+    assert f"hermes-fallback itself has failed {MOST} times in this session and is off in it" in status
+    assert world.ask("get stuck", agent=agent)["final_response"] == "local answer"
+    assert world.ask("get stuck")["final_response"] == "paid answer"
+
+
+def test_a_broken_installation(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of ours that cannot be imported is one ERROR with its traceback, and nothing reaches Hermes."""
+    monkeypatch.setitem(sys.modules, "hermes_fallback.adapter", None)
+    plugin = hermes_fallback.Plugin(None)
+    assert plugin.callback("pre_llm_call")(session_id="s") is None
+    (record,) = [one for one in caplog.records if "hermes-fallback cannot be loaded" in one.getMessage()]
+    assert record.exc_info
