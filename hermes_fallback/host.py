@@ -287,7 +287,9 @@ def ask_person(question: str, *, key: str, platform: str) -> Consent:
 
     request = getattr(approval, "request_tool_approval", None)
     if request is None:
-        return Consent(given=False, why="this Hermes cannot ask (0.19 can); write `confirm: never`, or update it")
+        return Consent(
+            given=False, why="this Hermes cannot ask (from 0.18 on it can); write `confirm: never`, or update it"
+        )
     # Sub-agents are answered by a rule of Hermes's, not by a person (0.19 tools/delegate_tool.py).
     if platform in {"cron", "subagent"} or is_silent():
         return Consent(given=False, why="nobody is there to be asked")

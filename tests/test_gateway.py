@@ -212,7 +212,9 @@ def test_nobody_answers_in_the_chat(world: World) -> None:
     if not host.can_ask():
         pytest.skip("this Hermes cannot ask")
     world.local.script = lambda request, index: missing(request, index) if index < 6 else say("local answer")
-    with Gateway(config_text(world.local.url, CONFIRMED, more="approvals: {timeout: 1}\n")) as running:
+    with Gateway(
+        config_text(world.local.url, CONFIRMED, more="approvals: {timeout: 1, gateway_timeout: 1}\n")
+    ) as running:
         chat = running.chat("A")
         chat.say("get stuck")
         chat.wait_for("local answer")

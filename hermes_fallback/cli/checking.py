@@ -84,7 +84,7 @@ def _of_policy(config: Config) -> Iterator[Finding]:
     elif config.is_idle:
         yield Finding("`fallback_policy.enabled` is false: nothing will be escalated.")
     if config.policy.confirm != "never" and not host.can_ask():
-        text = f"`confirm: {config.policy.confirm}`: this Hermes cannot ask (0.19 can), so nothing will be paid."
+        text = f"`confirm: {config.policy.confirm}`: this Hermes cannot ask (from 0.18 on it can), so nothing is paid."
         yield Finding(text, "doubtful")
     way = (
         "streamed as it is written"
