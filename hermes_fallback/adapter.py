@@ -1,8 +1,7 @@
 """Hermes's hooks and middleware → events; decisions → effects. The only file that knows Hermes, besides `live.py`.
 
 Hermes swallows what a plugin raises (DESIGN.md, facts 2 and 3): after our middleware fails, the local model answers as
-if nothing were there. So `guard.py` says our own faults loudly, and counts them, for whatever
-Hermes calls.
+if nothing were there. So `guard.py` says our own faults loudly, and counts them, for whatever Hermes calls.
 """
 
 from __future__ import annotations
@@ -183,7 +182,7 @@ class Adapter:
     @property
     def journal(self) -> Journal:
         """The journal in Hermes's home, which may change with the profile."""
-        return Journal(self._home() / "hermes-fallback")
+        return Journal.of(self._home())
 
     def command_session(self) -> str:
         """Return the session that a command is meant for: its chat's, or the CLI's (DESIGN.md, fact 13)."""

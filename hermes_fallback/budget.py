@@ -125,7 +125,7 @@ def fit(
         return Exceeded(f"this session has had its {most} escalation{'' if most == 1 else 's'}")
     nearest = left(budget, spent)
     if worst is None:
-        if nearest is not None and budget.unknown_price == "block":
+        if budget.needs_price:
             return Exceeded(
                 "its price is not known, and a budget in dollars is set; give the tier a `price`, or write "
                 "`unknown_price: allow`"

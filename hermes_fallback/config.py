@@ -125,6 +125,11 @@ class Budget:
         limits = (self.per_task_usd, self.per_session_usd, self.per_day_usd, self.per_month_usd)
         return any(limit is not None for limit in limits)
 
+    @property
+    def needs_price(self) -> bool:
+        """Whether a model without a known price may not be paid."""
+        return self.limits_money and self.unknown_price == "block"
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from . import explain
 from .budget import NOTHING_USED, Usage, WorstCase
 from .config import Tier
 
@@ -590,13 +591,8 @@ def _budget_words(message: str) -> str:
     whose = _BUDGET_OF.search(message)
     of = f" of this {_CAPITAL.sub(' ', whose[1]).lower()}" if whose else ""
     spent = _SPENT_OF_BUDGET.search(message)
-    numbers = f" (spent {_dollars(spent[1])} of {_dollars(spent[2])})" if spent else ""
+    numbers = f" (spent {explain.usd(float(spent[1]))} of {explain.usd(float(spent[2]))})" if spent else ""
     return f"the budget{of} is used up at the proxy{numbers}; raise it there, or wait for its next period"
-
-
-def _dollars(digits: str) -> str:
-    amount = float(digits)
-    return f"${amount:.2f}" if amount >= 1 else f"${amount:.4f}"
 
 
 def _quotable(message: str, messages: Sequence[Mapping[str, Any]]) -> str:

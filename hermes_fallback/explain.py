@@ -80,7 +80,7 @@ def usd(dollars: float | None) -> str:
     """Say an amount: `$0.0092`, `$12.50`, or that it is not known."""
     if dollars is None:
         return "an unknown amount"
-    return f"${dollars:.4f}" if dollars < 1 else f"${dollars:,.2f}"
+    return f"${dollars:.4f}" if round(dollars, 4) < 1 else f"${dollars:,.2f}"
 
 
 def local_time(at: str) -> str:

@@ -1,6 +1,7 @@
 """What Hermes's data means: its configuration, what it runs, its tools' results, its errors and replies.
 
-Read-only, and without state: `adapter` owns what happens with it. With `live.py`, these are the files that know Hermes.
+Read-only, but for the question to a person, and without state: `adapter` owns what happens with it. With `live.py`,
+these are the files that know Hermes.
 """
 
 from __future__ import annotations

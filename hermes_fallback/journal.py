@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from .budget import Allowed, Exceeded, Spent, Usage, day_and_month
 
@@ -199,6 +199,11 @@ class Journal:
     def __init__(self, folder: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.path = folder / "journal.sqlite3"
         self._now = now
+
+    @classmethod
+    def of(cls, home: Path) -> Self:
+        """Return the journal in a Hermes home."""
+        return cls(home / "hermes-fallback")
 
     def reserve(
         self,

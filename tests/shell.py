@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from subprocess import CompletedProcess
-from unittest.mock import patch
+
+import pytest
 
 from hermes_fallback import cli
 from tests import world  # noqa: F401  # Hermes's home is to be a test's own before Hermes is imported
@@ -26,12 +26,10 @@ def escalation(home: Path, *arguments: str, **env: str) -> CompletedProcess[str]
     cli.set_up(parser)
     shown, said = io.StringIO(), io.StringIO()
     variables = {"HERMES_HOME": str(home), "HOME": str(home), "COLUMNS": "200", **env}
-    with (
-        patch.dict(os.environ, variables),
-        patch.object(sys, "stdin", io.StringIO()),
-        redirect_stdout(shown),
-        redirect_stderr(said),
-    ):
+    with pytest.MonkeyPatch.context() as changed, redirect_stdout(shown), redirect_stderr(said):
+        for name, value in variables.items():
+            changed.setenv(name, value)
+        changed.setattr(sys, "stdin", io.StringIO())
         time.tzset()
         try:
             cli.run(parser.parse_args(arguments))

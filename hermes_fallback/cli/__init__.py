@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
 def _forget(args: argparse.Namespace) -> int:
     before = args.before.before(datetime.now().astimezone()) if args.before else None
     try:
-        deleted = Journal(hermes_home() / "hermes-fallback").forget(session_id=args.session, before=before)
+        deleted = Journal.of(hermes_home()).forget(session_id=args.session, before=before)
     except JournalError as error:
         print(f"Nothing is deleted: {error}")
         return 1

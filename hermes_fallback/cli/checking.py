@@ -125,7 +125,7 @@ def _ping(base_url: str) -> str | None:
 
 def _of_tier(name: str, tier: Tier, config: Config, *, live: bool) -> Iterator[Finding]:
     if tier.provider == HERMES:
-        blocked = config.policy.budget.limits_money and config.policy.budget.unknown_price == "block"
+        blocked = config.policy.budget.needs_price
         text = f"{name}: Hermes's own logins and prices"
         if blocked:
             text += "; a budget in dollars is set and its price is not known, so it will not be asked"
@@ -143,7 +143,7 @@ def _of_tier(name: str, tier: Tier, config: Config, *, live: bool) -> Iterator[F
 
 def _known(tier: Tier, config: Config) -> Iterator[Finding]:
     million = executor.cost(tier, 1_000_000, 0), executor.cost(tier, 0, 1_000_000)
-    blocked = config.policy.budget.limits_money and config.policy.budget.unknown_price == "block"
+    blocked = config.policy.budget.needs_price
     if None in million:
         text = "    price: not known to litellm; give the tier a `price`"
         yield Finding(text + (", or it will not be asked: a budget in dollars is set" if blocked else ""), "doubtful")
@@ -173,7 +173,7 @@ def _try(name: str, tier: Tier, config: Config) -> Finding:
         ],
     }
     small = replace(tier, max_tokens=min(tier.max_tokens or LEAST_OUTPUT_TOKENS, LEAST_OUTPUT_TOKENS))
-    journal = Journal(host.hermes_home() / "hermes-fallback")
+    journal = Journal.of(host.hermes_home())
     fit = partial(
         budget.fit,
         config.policy.budget,
@@ -209,7 +209,7 @@ def _try(name: str, tier: Tier, config: Config) -> Finding:
 
 
 def _of_journal() -> Finding:
-    journal = Journal(host.hermes_home() / "hermes-fallback")
+    journal = Journal.of(host.hermes_home())
     try:
         journal.prepare()
     except JournalError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
+from .. import explain
 from ..explain import calls
 
 UNKNOWN = "unknown"
@@ -25,7 +26,7 @@ def _dollars(usd: float) -> str:
         return "$0"
     if usd < _SMALLEST_USD:
         return "under $0.0001"
-    return f"${usd:.4f}" if round(usd, 4) < 1 else f"${usd:,.2f}"
+    return explain.usd(usd)
 
 
 def count(number: int | None, unknown: int = 0) -> str:

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     except ConfigError as error:
         state = f"not active: {len(error.faults)} to mend in the configuration; run `hermes escalation check`"
     try:
-        spent, in_flight, last = _journaled(Journal(hermes_home() / "hermes-fallback"))
+        spent, in_flight, last = _journaled(Journal.of(hermes_home()))
     except JournalError as error:
         print(f"The journal cannot be read, so nothing is paid: {error}")
         return _FAULTS

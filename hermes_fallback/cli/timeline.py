@@ -28,7 +28,7 @@ def set_up(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the timeline; return 1 when the journal cannot be read."""
-    journal = Journal(hermes_home() / "hermes-fallback")
+    journal = Journal.of(hermes_home())
     try:
         entries = journal.entries(session_id=args.session, last=args.last)
         # Of a single session, what the local model did by itself as well.

@@ -63,7 +63,7 @@ def set_up(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print or write the report; return the exit status: 1 when something could not be read or written."""
-    journal = Journal(host.hermes_home() / "hermes-fallback")
+    journal = Journal.of(host.hermes_home())
     until = datetime.now().astimezone()
     since: datetime = args.since.before(until)
     is_recorded = journal.path.exists()
