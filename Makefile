@@ -68,6 +68,7 @@ environments: $(READY) .cache/hermes-0.17.0/.ready $(PROXY)/.ready
 bench: $(READY)
 	{ echo "# Measured"; \
 	  echo; echo "## Having the plugin"; echo; $(BIN)/python benchmarks/startup.py; \
+	  echo; echo "## What happens in a session"; echo; $(BIN)/python benchmarks/events.py; \
 	  echo; echo "## Trimming the handoff of recorded stuck conversations"; echo; $(BIN)/python benchmarks/handoff.py; \
 	} > benchmarks/RESULTS.md
 

@@ -63,7 +63,10 @@ def _some_fail() -> Iterator[Event]:
 
 
 def _just_failed() -> Iterator[Event]:
-    yield from (_failed(number) if number % 9 == 8 or number >= 98 else _ok(number) for number in range(MAX_EVENTS))
+    yield from (
+        _failed(number) if number % 9 == 8 or number >= MAX_EVENTS // 2 - 2 else _ok(number)
+        for number in range(MAX_EVENTS)
+    )
 
 
 MIXES = {

@@ -41,12 +41,13 @@ from .events import (
     is_telling,
 )
 from .executor import ExecutionError, Interrupted
+from .fingerprint import Names
 from .guard import MOST, Guard
 from .journal import Journal, JournalError
 from .ledger import Ledger, Ledgers
 from .live import Chat, LiveAgent, cli_session_id, find_agent, find_chat
 from .policy import Escalate, Stay, holding, is_off, is_refused
-from .replies import LocalReply, inspect, offered
+from .replies import LocalReply, Tools, inspect, offered
 from .task import SIGN, Consent, Task
 from .triggers import OF_ANSWERS
 
@@ -102,11 +103,14 @@ class Turn:
     model: str
     config: Config
     ledger: Ledger
+    journal: Journal
     account: str
     task_id: str
     message: str
     may_spend: bool
-    steers: int
+    steers: set[str]
+    """The `/steer escalate` that were seen."""
+    names: Names = field(default_factory=Names)
     task_type: str = ""
     type_reason: str = ""
     is_typed: bool = False
@@ -115,6 +119,8 @@ class Turn:
     base_url: str = ""
     """Where the local model answers; known from the turn's first call on."""
     live: LiveAgent = field(default_factory=lambda: LiveAgent(None))
+    offered: tuple[object, Tools] = (None, Tools())
+    """The tools of the last request, and what was read out of them."""
     deaf: bool = False
     """Whether a `/steer escalate` in it is not heeded: who said it may not, or nobody did."""
     spoken: str | None = None
@@ -246,11 +252,12 @@ class Adapter:
             model,
             parent.config if parent else config,
             ledger,
+            self.journal,
             account=self._account_of(session_id),
             task_id=parent.task_id if parent else turn_id,
             message=text,
             may_spend=parent.may_spend if parent else self.may_spend(config, platform),
-            steers=handoff.count_steers(conversation_history),
+            steers={handoff.steered(conversation_history)},
         )
         if parent is not None:
             # What its parent's type allows and forbids holds for what is done for it.
@@ -376,7 +383,9 @@ class Adapter:
         if handoff.STEER_OPEN in text:
             # Hermes appends the user's words after this hook, so these are the tool's own: nobody said them.
             turn.deaf = True
-        event = host.tool_event(self.clock(), tool_name, args, text, status=status, error=error_message)
+        event = host.tool_event(
+            self.clock(), tool_name, args, text, status=status, error=error_message, names=turn.names
+        )
         if event is None:
             return
         turn.ledger.append(event)
@@ -393,7 +402,6 @@ class Adapter:
             return None
         summary = self._summary(turn)
         return None if summary is None else f"{response_text}\n\n{summary}"
-        return None
 
     def on_session_end(self, *, turn_id: str = "", **_: object) -> None:
         """The turn is over (not the session: DESIGN.md, fact 7)."""
@@ -456,7 +464,8 @@ class Adapter:
             self._follow(turn, session_id)
             if turn.spoken is not None:
                 return host.spoken_response(turn.spoken, model="hermes-fallback")
-            turn.live = local.live
+            # The same agent makes all calls of a turn.
+            turn.live = turn.live if turn.live.found else local.live
             self._heed_parent(turn)
             self._find_type(turn, request)
             task = self._task(turn, local)
@@ -503,8 +512,8 @@ class Adapter:
             local_model=turn.model,
             config=turn.config,
             ledger=turn.ledger,
-            journal=self.journal,
-            live=local.live,
+            journal=turn.journal,
+            live=turn.live,
             clock=self.clock,
             is_interrupted=host.is_interrupted,
             call_local_endpoint=local.send,
@@ -557,10 +566,10 @@ class Adapter:
         self._last_types[turn.session_id] = (turn.task_type, turn.type_reason)
 
     def _route(self, turn: Turn, local: LocalCall, task: Task) -> Any:
-        steers = handoff.count_steers(local.request.get("messages") or ())
-        if steers > turn.steers and not turn.deaf:
+        steer = handoff.steered(local.request.get("messages") or ())
+        if steer and steer not in turn.steers and not turn.deaf:
             turn.ledger.append(EscalationRequested(self.clock()))
-        turn.steers = steers
+        turn.steers.add(steer)
         try:
             response = self._answer(turn, local, task)
         except Interrupted:
@@ -607,7 +616,11 @@ class Adapter:
     def _judge(self, turn: Turn, local: LocalCall, task: Task, response: Any) -> Escalate | None:
         """Return the decision to have the local model's reply replaced, or None when it is to be used."""
         reply = host.local_reply(response, local.request)
-        fault = inspect(reply, offered(local.request.get("tools")))
+        tools = local.request.get("tools")
+        # Hermes sends the same list all through a turn.
+        if turn.offered[0] is not tools:
+            turn.offered = (tools, offered(tools))
+        fault = inspect(reply, turn.offered[1])
         if fault is not None:
             turn.ledger.append(ReplyInvalid(self.clock(), fault.kind, fault.ends_turn))
             executor.warm(turn.config.ladder)

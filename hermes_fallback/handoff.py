@@ -88,14 +88,17 @@ def note(reason: str) -> str:
     )
 
 
-def count_steers(messages: Sequence[Mapping[str, Any]]) -> int:
-    """Count the tool messages that end in a `/steer escalate`: one more than before is the user's word.
+def steered(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return the `/steer escalate` at the end of the last tool message, told apart from any other; empty for none.
 
-    Counted, because Hermes puts what is steered before a call to the last tool message there is, perhaps of an older
-    turn (0.17 to 0.19 agent/conversation_loop.py).
+    Hermes puts what is steered there, before a call and after tools ran; the message may be of an older turn (0.17 to
+    0.19 agent/conversation_loop.py).
     """
-    tools = (text_of(message.get("content")) for message in messages if message.get("role") == "tool")
-    return sum(text.rstrip().endswith(STEER_CLOSE) and bool(_STEERED_ESCALATE.search(text)) for text in tools)
+    last: Mapping[str, Any] = next((one for one in reversed(messages) if one.get("role") == "tool"), {})
+    text = text_of(last.get("content")).rstrip()
+    if not text.endswith(STEER_CLOSE) or not _STEERED_ESCALATE.search(text):
+        return ""
+    return f"{last.get('tool_call_id')}:{len(text)}"
 
 
 def _plain(message: Mapping[str, Any]) -> Message:

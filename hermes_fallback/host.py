@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -151,21 +152,34 @@ def _recorded(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tool_event(
-    at: float, tool: str, args: object, result: str, *, status: str, error: object, printed: str | None = None
+    at: float,
+    tool: str,
+    args: object,
+    result: str,
+    *,
+    status: str,
+    error: object,
+    names: fingerprint.Names | None = None,
+    printed: str | None = None,
 ) -> ToolFailed | ToolSucceeded | None:
     """Return what a tool's result says of the model; None when it was denied, blocked or stopped.
 
-    `printed` is the result's fingerprint where that is known better than by the text.
+    `names` are those of the task's results so far (without, each text is named by itself, at once); `printed` is the
+    result's fingerprint where that is known better than by the text.
     """
     call = fingerprint.call_fingerprint(tool, args)
+    # One string for all events: Hermes parses the name anew from each reply.
+    tool = sys.intern(str(tool))
     if _is_unchanged(result, error):
         return ToolSucceeded(at, tool, call, UNCHANGED)
     exit_status, output = _command_outcome(result)
-    whole = printed or fingerprint.result_fingerprint(str(error or result) if status == "error" else result)
+    shown = str(error or result) if status == "error" else result
+    whole = printed or (names.of_result(call, shown) if names else fingerprint.result_fingerprint(shown))
+    kind_of = names.of_error if names else _kind_alone
     if status == "error" and exit_status is None:
         message = str(error or result)
         said = fingerprint.error_words(message) or "an error"
-        return ToolFailed(at, tool, call, whole, said, fingerprint.error_kind(message))
+        return ToolFailed(at, tool, call, whole, said, kind_of(tool, message))
     if status not in {"ok", "error"}:
         return None  # blocked by a guard, denied by the user, cancelled: not the model's failure
     if not exit_status:
@@ -173,12 +187,16 @@ def tool_event(
         return ToolSucceeded(at, tool, call, whole, found)
     if exit_status == _INTERRUPTED and "[Command interrupted]" in output:
         return None  # the user stopped the turn
-    kind = fingerprint.error_kind(output)
+    kind = kind_of(tool, output)
     said = fingerprint.error_words(output) or f"exit status {exit_status}"
     # The words at the end are the command's own; those further up may be a test's.
     on_purpose = fingerprint.error_words(output[-_OWN_WORDS_CHARS:]) is None
     done = signs.of_call(tool, args)
     return ToolFailed(at, tool, call, whole, said, kind, command=True, on_purpose=on_purpose, signs=done)
+
+
+def _kind_alone(_: str, message: str) -> str | None:
+    return fingerprint.error_kind(message)
 
 
 def _is_unchanged(result: str, error: object) -> bool:

@@ -29,8 +29,10 @@ from .events import (
     TypeMatched,
 )
 
-MAX_EVENTS = 200
-"""How many events of one task the triggers see; a loop of 20 calls shows ten times in it."""
+MAX_EVENTS = 128
+_SPARE = 16
+"""How many events of one task the triggers see: a loop of 15 calls, with their replies, shows four times in it. More
+would not fit into 32 KB a session; it is pruned when so many more have come, not at each event."""
 
 MAX_EARLIER = 40
 """How many events are kept of what went before a message, for `risk`, and for how long: a person who comes back later
@@ -59,8 +61,7 @@ class Ledger:
                     self._events = _carried_over([*self._events, event])
                 else:
                     self._events.append(event)
-            # Pruned far above the limit, not at each event: the cost of an event stays the same however many came.
-            if len(self._events) > 3 * MAX_EVENTS:
+            if len(self._events) > MAX_EVENTS + _SPARE:
                 self._events = _newest(self._events)
 
     def events(self) -> tuple[Event, ...]:

@@ -179,11 +179,53 @@ def _call_fault(reply: LocalReply, tools: Tools) -> Fault | None:
 
 
 def _fits(arguments: object, schema: Mapping[str, object]) -> bool:
+    if isinstance(arguments, dict) and _surely_fits(arguments, schema):
+        return True
     try:
         errors = list(_validator(json.dumps(schema, sort_keys=True)).iter_errors(arguments))
     except Exception:  # noqa: BLE001  # a tool's own broken schema ($ref to nowhere…) is no fault of the model's
         return True
     return not any(_is_real(error) for error in errors)
+
+
+_PLAIN_KEYS = frozenset(
+    {"type", "properties", "required", "items", "description", "title", "default", "enum", "examples"}
+)
+_PLAIN_KEYS |= {
+    "minimum",
+    "maximum",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "pattern",
+    "format",
+    "additionalProperties",
+}
+
+
+def _surely_fits(value: object, schema: object) -> bool:
+    """Tell whether nothing that `_is_real` counts can be wrong, without the validator, which takes 10 MB to load.
+
+    Where a schema says more than which kind and which keys, the answer is no, and the validator is asked.
+    """
+    if not isinstance(value, dict | list):
+        # Whatever is wrong with a plain value, Hermes mends or the tool says.
+        return True
+    if not isinstance(schema, Mapping) or not schema.keys() <= _PLAIN_KEYS:
+        return False
+    if not isinstance(schema.get("additionalProperties", True), bool):
+        return False
+    kind = schema.get("type")
+    if isinstance(value, list):
+        return kind == "array" and all(_surely_fits(one, schema.get("items", {})) for one in value)
+    properties = schema.get("properties", {})
+    return (
+        kind == "object"
+        and isinstance(properties, Mapping)
+        and all(name in value for name in schema.get("required", ()))
+        and all(_surely_fits(one, properties.get(name, {"type": "unknown"})) for name, one in value.items())
+    )
 
 
 @lru_cache(maxsize=256)

@@ -93,10 +93,10 @@ def test_steer_is_counted_only_at_the_very_end_of_a_tool_message() -> None:
     """The user's /steer escalate is recognised at the end of a tool message, and nowhere else."""
     steer = f"\n\n{handoff.STEER_OPEN}\n/escalate\n{handoff.STEER_CLOSE}"
     last = {"role": "tool", "tool_call_id": "1", "content": f"result{steer}"}
-    assert handoff.count_steers([last, {"role": "user", "content": "x"}]) == 1
-    assert handoff.count_steers([{**last, "content": f"result{steer} and more"}]) == 0
-    assert handoff.count_steers([{**last, "content": f"result{steer}".replace("escalate", "go left")}]) == 0
-    assert handoff.count_steers([{**last, "role": "user"}]) == 0
+    assert handoff.steered([last, {"role": "user", "content": "x"}])
+    assert not handoff.steered([{**last, "content": f"result{steer} and more"}])
+    assert not handoff.steered([{**last, "content": f"result{steer}".replace("escalate", "go left")}])
+    assert not handoff.steered([{**last, "role": "user"}])
 
 
 def test_a_command_that_came_as_a_message_is_taken_out() -> None:

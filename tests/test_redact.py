@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
@@ -187,18 +186,17 @@ def test_handoff_masks_everywhere_unless_it_is_off() -> None:
     assert str(handoff.build(request, note="", options=Handoff(redact="off"))).count(key) == 5
 
 
+@pytest.mark.timeout(90)
 def test_large_conversation_takes_no_time() -> None:
-    """A megabyte of code and output, and one long line, are looked through in a second or two."""
+    """A megabyte of code and output, and one long line, are looked through; a look that grows faster takes minutes."""
     code = "    def call(self, token: str) -> None:  # see https://example.com/a?b=c\n" * 7000
-    started = time.perf_counter()
-    only(code)
+    assert only(code).count("def call") == 7000
     only("a1-_." * 100_000)
     only("x" * 300_000 + '"')
     for piece in ("http://a:", "--user=a:", "--token=", "token: x\n", "password=", "-----BEGIN PRIVATE KEY-----\n"):
         only(piece * 10_000)
         only(json.dumps(piece * 10_000))
-    only(f"token={'a' * 100_000}1!")
-    assert time.perf_counter() - started < 5
+    assert only(f"token={'a' * 100_000}1!")
 
 
 @given(st.dictionaries(st.sampled_from(["password", "api_key", "x"]), st.text(max_size=30), max_size=3))
