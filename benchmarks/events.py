@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import measuring  # beside this file
 
-ROUNDS, TIMES = 15, 200
+ROUNDS, TIMES = 9, 200
 SESSIONS = 1000
 BLOCK = "model_routing:\n  fallback: {provider: openai, model: gpt-5.4}\n"
 KILOBYTE = 1024
@@ -376,7 +376,7 @@ def _memory(world: World) -> None:
     request = {"model": "local", "tools": TOOLS, "messages": [{"role": "user", "content": "Fix it."}]}
     turns = [world.open_turn(f"memory-{number}") for number in range(SESSIONS)]
     done = 0
-    for count in (2, 20, 100, 400):
+    for count in (2, 20, 100, 200):
         for turn in turns:
             for number in range(done, count, 2):
                 answer = _reply(("read_file", {"path": f"{turn}/{number}.py"}), words="I cannot see it.")
