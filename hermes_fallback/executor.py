@@ -45,6 +45,14 @@ _KEY = re.compile(r"\b(?:sk|pk|gsk|xai|key|AIza)[-_]?[\w*-]{6,}|(?<=Bearer )\S+|
 # For every provider but OpenAI, litellm quotes the whole answer.
 _MESSAGE = re.compile(r'"message": ?"((?:[^"\\]|\\.)+)"')
 
+# Of the exceptions that litellm's were made of: the endpoint was not reached; it had the request, and then no answer
+# came that can be read. litellm 1.105 makes status 500 of all of them.
+_NOT_REACHED = frozenset({"ConnectError", "ConnectTimeout"})
+_BROKEN_OFF = frozenset({"ReadError", "WriteError", "CloseError", "RemoteProtocolError", "JSONDecodeError"})
+
+_CUT_OFF = "the reply was cut off in the middle"
+_UNREADABLE = "no reply came that can be read; if that happens again, check `base_url`"
+
 # What a litellm proxy says of a budget that is used up, whose it is, and how far (1.90 and 1.105, docs/fleet.md).
 _OVER_BUDGET = re.compile(r"Budget has been exceeded!|ExceededBudget: |No deployments available - crossed budget")
 _BUDGET_OF = re.compile(
@@ -400,7 +408,7 @@ def _drain(
                     on_text(text)
             case "error", error:
                 stream.error = error
-                raise _execution_error(tier, error, stream.messages) from error
+                raise _execution_error(tier, error, stream) from error
             case _:
                 return
 
@@ -412,7 +420,10 @@ def _reply(stream: _Stream, tier: Tier, *, seconds: float) -> Reply:
         raise ExecutionError(f"{tier.name}: the reply was empty", transient=True)
     message = response.choices[0].message
     if not stream.finish_reason_seen:
-        raise ExecutionError(f"{tier.name}: the reply was cut off in the middle", transient=True)
+        # A login page, for one, is to litellm a stream without an event.
+        said = message.content or message.tool_calls
+        words = _CUT_OFF if said else _UNREADABLE
+        raise ExecutionError(f"{tier.name}: {words}", transient=True)
     if response.choices[0].finish_reason == "content_filter":
         raise ExecutionError(f"{tier.name}: the provider refused the content", transient=False)
     heard = [message.content or "", *(call.function.arguments for call in message.tool_calls or ())]
@@ -461,8 +472,10 @@ def was_refused(error: Any) -> bool:
     if error is None:
         return False  # stopped, or waited for in vain: it may have been at work
     status = getattr(error, "status_code", None)
+    if not isinstance(status, int) or status < 400:
+        return False
     timed_out = isinstance(error, _import_quietly().exceptions.Timeout) or status == 408
-    return isinstance(status, int) and status >= 400 and not timed_out
+    return not timed_out and not _connection_causes(error) & _BROKEN_OFF
 
 
 def count_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
@@ -547,11 +560,13 @@ def _known(litellm: Any, cost: float, provider: str, model: str) -> float | None
     return cost if known in litellm.model_cost else None
 
 
-def _execution_error(tier: Tier, error: BaseException, messages: Sequence[Mapping[str, Any]]) -> ExecutionError:
+def _execution_error(tier: Tier, error: BaseException, stream: _Stream) -> ExecutionError:
     """Translate litellm's exception, most specific first."""
-    said = _quotable(str(error), messages)
+    said = _quotable(str(error), stream.messages)
     if _is_over_budget(error, said):
         return BudgetExceeded(f"{tier.name}: {_budget_words(str(error))}", transient=False)
+    if (failure := _connection_error(tier, error, begun=bool(stream.chunks))) is not None:
+        return failure
     exceptions = _import_quietly().exceptions
     status = getattr(error, "status_code", None)
     # By status where there is one: litellm makes a plain APIError of a 403, and a 500 of a refused connection (1.105).
@@ -576,6 +591,34 @@ def _execution_error(tier: Tier, error: BaseException, messages: Sequence[Mappin
     )
 
 
+def _connection_error(tier: Tier, error: BaseException, *, begun: bool) -> ExecutionError | None:
+    """Say what litellm makes a 500 of: no answer, or half of one. None when the provider said what is wrong."""
+    kinds = _connection_causes(error)
+    cases = (
+        (
+            "SSLCertVerificationError" in kinds,
+            "its certificate is not trusted; set SSL_CERT_FILE to a file with that of its authority",
+            False,
+        ),
+        ("gaierror" in kinds, "its host's name is not known; check `base_url` and the network", True),
+        (kinds & _NOT_REACHED, "nothing answers at its address; check `base_url` and the network", True),
+        (begun and kinds & _BROKEN_OFF, _CUT_OFF, True),
+        ("JSONDecodeError" in kinds, _UNREADABLE, True),
+        (kinds & _BROKEN_OFF, "the connection broke off before the reply", True),
+    )
+    words, transient = next(((words, transient) for matches, words, transient in cases if matches), (None, True))
+    return None if words is None else ExecutionError(f"{tier.name}: {words}", transient=transient)
+
+
+def _connection_causes(error: BaseException | None) -> frozenset[str]:
+    """Return the kinds of the exceptions that litellm's was made of; none when the provider answered by a status."""
+    kinds: list[str] = []
+    while error is not None:
+        kinds.append(type(error).__name__)
+        error = error.__cause__ or error.__context__
+    return frozenset() if "HTTPStatusError" in kinds else frozenset(kinds)
+
+
 def _is_over_budget(error: BaseException, said: str) -> bool:
     """Tell whether a litellm proxy refused because a budget is used up; its status does not say: 422, in 1.90 429."""
     body = getattr(error, "body", None)
@@ -596,10 +639,15 @@ def _budget_words(message: str) -> str:
 
 
 def _quotable(message: str, messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return the start of what the provider said, unless it quotes the conversation; keys are masked."""
+    """Return the start of what the provider said, if that is a sentence and does not quote the conversation.
+
+    Keys are masked, and what would steer a terminal is left out.
+    """
     words = _MESSAGE.findall(message)
     said = words[-1] if words else message.rpartition("Exception - ")[2].strip().partition("\n")[0]
-    said = said[:_QUOTED_CHARS]
+    said = "".join(filter(str.isprintable, said))[:_QUOTED_CHARS]
+    if said.startswith("<"):
+        return ""  # the page of a proxy before it
     conversation = str(messages)
     if any(said[start : start + _OVERLAP_CHARS] in conversation for start in range(len(said) - _OVERLAP_CHARS + 1)):
         return ""
