@@ -7,6 +7,10 @@ here is OpenAI's `/v1/chat/completions`; `tests/wire.py` has the other providers
 from __future__ import annotations
 
 import json
+import socket
+import ssl
+import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +39,7 @@ class Answer:
     `cut_after` closes the connection after so many characters of text and arguments; `garbled_after` sends the event
     that comes then as half of its JSON; `error_after` sends the provider's own error event then, and ends.
     `hold_seconds` waits between two pieces of text; `headers_after` waits before the status line.
+    `raw` goes out as it is instead of all that, and `reset` then ends the connection with a TCP reset.
     `usage` counts all input and output tokens; `cached` is how much of the input was read from the prompt cache;
     without `tells_usage`, a stream ends without either, as those of some local servers do. `cost` is what a
     proxy says that it booked.
@@ -51,6 +56,8 @@ class Answer:
     error_after: int | None = None
     hold_seconds: float = 0.0
     headers_after: float = 0.0
+    raw: bytes | None = None
+    reset: bool = False
     usage: tuple[int, int] = (100, 20)
     tells_usage: bool = True
     cost: float | None = None
@@ -124,6 +131,15 @@ class Wire:
     end: bytes = b""
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A client that breaks off, or refuses our certificate, is no fault of the test's.
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
 def _chat() -> Wire:
     return CHAT
 
@@ -133,13 +149,16 @@ class Endpoint:
     """A model server on a free loopback port, OpenAI's chat API unless `wire` says otherwise; a context manager.
 
     Requests whose messages lack a system prompt with tools and that Hermes sends beside the task (titles and the like)
-    go to no script: `aside` answers them, and they are kept apart, as `asides`.
+    go to no script: `aside` answers them, and they are kept apart, as `asides`. `port` is one that must be free; with
+    `tls`, it speaks TLS by that.
     """
 
     script: Script
     strict: bool = False
     key: str | None = None
     wire: Wire = field(default_factory=_chat)
+    port: int = 0
+    tls: ssl.SSLContext | None = None
     aside: Script = field(default=lambda _request, _index: say("aside"))
     asides: list[dict[str, Any]] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -164,19 +183,28 @@ class Endpoint:
                 body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
                 endpoint._post(self, body)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", self.port), Handler)
+        self.port = self._server.server_address[1]
+        if self.tls is not None:
+            # The handshake is the client's thread's affair: one that never comes would hold up all others.
+            self._server.socket = self.tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
 
     @property
     def url(self) -> str:
         """The base URL that a client wants; for an OpenAI client it ends in /v1."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}{self.wire.base}"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}{self.wire.base}"
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Listen no more; a second time does nothing."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -205,7 +233,9 @@ class Endpoint:
     def _send(self, handler: BaseHTTPRequestHandler, body: dict[str, Any], answer: Answer) -> None:
         time.sleep(answer.headers_after)
         try:
-            if answer.status != 200:
+            if answer.raw is not None:
+                self._raw(handler, answer)
+            elif answer.status != 200:
                 self._json(handler, answer.status, self.wire.error(answer.status, answer.error or {}), answer.headers)
             elif self.wire.streams(body, handler.path):
                 self._stream(handler, body, answer)
@@ -213,6 +243,15 @@ class Endpoint:
                 self._json(handler, 200, self.wire.whole(body, answer))
         except OSError:
             self.aborted += 1
+
+    @staticmethod
+    def _raw(handler: BaseHTTPRequestHandler, answer: Answer) -> None:
+        handler.close_connection = True
+        handler.connection.sendall(answer.raw or b"")
+        if answer.reset:
+            # Without lingering, closing sends a reset instead of the usual end.
+            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            handler.connection.close()
 
     def _stream(self, handler: BaseHTTPRequestHandler, body: dict[str, Any], answer: Answer) -> None:
         handler.send_response(200)
