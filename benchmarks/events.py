@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import os
-import sys
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -19,11 +18,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import measuring  # beside this file
 
-ROUNDS, TIMES = 9, 200
+ROUNDS, TIMES = 15, 200
 SESSIONS = 1000
 BLOCK = "model_routing:\n  fallback: {provider: openai, model: gpt-5.4}\n"
 KILOBYTE = 1024

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-PLUGIN = "hermes-fallback"
-
 
 def machine() -> str:
     """Return in one line what it was measured on."""
@@ -44,10 +42,10 @@ def microseconds_each(action: Callable[[], object], *, times: int) -> float:
         gc.enable()
 
 
-def shown(values: Sequence[float], digits: int = 1) -> str:
+def shown(values: Sequence[float]) -> str:
     """Return the median ± half the interquartile range."""
     low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:,.{digits}f} ± {(high - low) / 2:.{digits}f}"
+    return f"{middle:,.1f} ± {(high - low) / 2:.1f}"
 
 
 def difference(values: Mapping[str, Sequence[float]], one: str, other: str) -> float:
@@ -55,8 +53,8 @@ def difference(values: Mapping[str, Sequence[float]], one: str, other: str) -> f
     return statistics.median(a - b for a, b in zip(values[one], values[other], strict=True))
 
 
-def home(folder: Path, block: str, *, enabled: bool = True, model: str = "") -> Path:
+def home(folder: Path, block: str, *, enabled: bool = True) -> Path:
     """Make a Hermes home with the plugin enabled or not, and the `model_routing` block."""
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(f"{model}plugins: {{enabled: [{PLUGIN if enabled else ''}]}}\n{block}")
+    (folder / "config.yaml").write_text(f"plugins: {{enabled: [{'hermes-fallback' if enabled else ''}]}}\n{block}")
     return folder

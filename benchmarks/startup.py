@@ -8,15 +8,14 @@ which imports prompt_toolkit to look for a name that is taken; where there are s
 from __future__ import annotations
 
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
+
+import measuring  # beside this file
 
 HERMES = Path(sys.executable).with_name("hermes")
 ROUNDS = 15
@@ -41,12 +40,10 @@ BLOCK = "model_routing: {fallback: {provider: openai, model: gpt-5.4}}\n"
 def main() -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as folder:
-        homes = {enabled: _home(Path(folder), enabled=enabled) for enabled in (False, True)}
-        print(
-            f"Python {platform.python_version()}, {os.cpu_count()} cores, hermes-agent {version('hermes-agent')}, ",
-            end="",
-        )
-        print(f"medians of {ROUNDS} fresh processes, ± half the interquartile range.\n")
+        homes = {
+            name: measuring.home(Path(folder) / name, BLOCK, enabled=name == "with") for name in ("without", "with")
+        }
+        print(f"{measuring.machine()}. Medians of {ROUNDS} fresh processes, ± half the interquartile range.\n")
         print("| what | without | with | difference |\n|---|---|---|---|")
         for name, unit, measure in (
             ("`hermes --version`", "ms", _version),
@@ -54,31 +51,14 @@ def main() -> None:
             ("plugin discovery in a bare process", "ms", _discovery),
             ("resident memory after discovery, with slash commands", "MB", _memory),
         ):
-            _row(name, unit, measure, homes)
+            sides = {side: partial(measure, _environment(home)) for side, home in homes.items()}
+            values = measuring.in_turn(sides, rounds=ROUNDS)
+            row = " | ".join(f"{measuring.shown(values[side])} {unit}" for side in homes)
+            print(f"| {name} | {row} | {measuring.difference(values, 'with', 'without'):+.1f} {unit} |", flush=True)
 
 
-def _home(folder: Path, *, enabled: bool) -> Path:
-    home = folder / str(enabled)
-    home.mkdir()
-    (home / "config.yaml").write_text(f"plugins: {{enabled: [{'hermes-fallback' if enabled else ''}]}}\n{BLOCK}")
-    return home
-
-
-def _row(name: str, unit: str, measure: Callable[[dict[str, str]], float], homes: dict[bool, Path]) -> None:
-    values: dict[bool, list[float]] = {False: [], True: []}
-    for round_ in range(ROUNDS + 1):
-        for enabled, home in homes.items():
-            value = measure({**os.environ, "HERMES_HOME": str(home), "HOME": str(home)})
-            if round_ > 0:  # the first one fills caches
-                values[enabled].append(value)
-    without, with_ = (statistics.median(values[enabled]) for enabled in (False, True))
-    shown = [f"{statistics.median(found):.1f} ± {_half_range(found):.1f} {unit}" for found in values.values()]
-    print(f"| {name} | {shown[0]} | {shown[1]} | {with_ - without:+.1f} {unit} |", flush=True)
-
-
-def _half_range(values: list[float]) -> float:
-    low, _, high = statistics.quantiles(values, n=4)
-    return (high - low) / 2
+def _environment(home: Path) -> dict[str, str]:
+    return {**os.environ, "HERMES_HOME": str(home), "HOME": str(home)}
 
 
 def _version(env: dict[str, str]) -> float:

@@ -41,11 +41,11 @@ from .events import (
     is_telling,
 )
 from .executor import ExecutionError, Interrupted
-from .fingerprint import Names
 from .guard import MOST, Guard
 from .journal import Journal, JournalError
 from .ledger import Ledger, Ledgers
 from .live import Chat, LiveAgent, cli_session_id, find_agent, find_chat
+from .names import Names
 from .policy import Escalate, Stay, holding, is_off, is_refused
 from .replies import LocalReply, Tools, inspect, offered
 from .task import SIGN, Consent, Task

@@ -1,7 +1,7 @@
 """Says when two tool calls, results or errors are the same, without keeping any of them.
 
-Volatile fields (times, durations, process and object ids) are taken out before hashing, so that a result which only
-carries a new timestamp counts as the same result.
+Pure. Volatile fields (times, durations, process and object ids) are taken out before hashing, so that a result which
+only carries a new timestamp counts as the same result; `names.py` says when that is worth its time.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 # Enough to see any error or page; the rest of a large result is hashed as it is, at the speed of the hash.
 _NORMALISED_CHARS = 4096
@@ -99,84 +97,20 @@ _ERROR_WORDS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = tuple(
 
 def call_fingerprint(tool: str, arguments: object) -> str:
     """Identify a call by its tool and canonical arguments (key order does not matter)."""
-    return _digest(f"{tool}\0{_canonical(arguments)}")
+    return digest(f"{tool}\0{_canonical(arguments)}")
 
 
-def result_fingerprint(result: str) -> str:
-    """Identify a result with its volatile fields taken out, and what Hermes wrote below it."""
-    return _without_volatile(_excerpt(without_notice(result)))
+def excerpt(result: str) -> str:
+    """Return beginning and end of a long result, with the hash of what is between them."""
+    if len(result) <= 2 * _NORMALISED_CHARS:
+        return result
+    middle = digest(result[_NORMALISED_CHARS:-_NORMALISED_CHARS])
+    return f"{result[:_NORMALISED_CHARS]}\0{middle}\0{result[-_NORMALISED_CHARS:]}"
 
 
-class Names:
-    """Gives the results of one call one name as long as only volatile fields differ, and so the errors of one tool.
-
-    Taking those fields out costs a hundred times what hashing does, and most calls are made once: so it is done when a
-    call is made again and gives something else. Until then the text itself is kept, of the last few calls.
-    """
-
-    def __init__(self) -> None:
-        self._results = _Alike(_without_volatile)
-        self._errors = _Alike(error_kind)
-
-    def of_result(self, call: str, result: str) -> str:
-        """Name a result of a call (`call_fingerprint`)."""
-        return self._results.name(call, _excerpt(without_notice(result)))
-
-    def of_error(self, tool: str, message: str) -> str | None:
-        """Name the kind of an error of a tool; None when it says nothing."""
-        message = message[-_NORMALISED_CHARS:]
-        return self._errors.name(tool, message) if any(map(str.isalpha, message)) else None
-
-
-_KEPT_CHARS = 2 * _NORMALISED_CHARS
-"""How much text is kept of the calls that were made once: a loop of four pages of 2 KB shows in it."""
-_KEPT_GROUPS, _KEPT_NAMES = 16, 8
-
-
-class _Alike:
-    """Texts in groups; within one, those that are the same after `normalise` have the name of the first of them."""
-
-    def __init__(self, normalise: Callable[[str], str | None]) -> None:
-        self._normalise = normalise
-        self._lock = threading.Lock()
-        self._once: dict[str, tuple[str, str]] = {}
-        """Group → name and text of the only one that came so far."""
-        self._kept = 0
-        self._names: dict[str, dict[str | None, str]] = {}
-        """Group → hash of a text, as it came and normalised → name."""
-
-    def name(self, group: str, text: str) -> str:
-        own = _digest(text)
-        with self._lock:
-            names = self._names.get(group)
-            if names is None:
-                first, kept = self._once.get(group, (own, None))
-                if kept is None:
-                    self._keep(group, own, text)
-                if first == own:
-                    return own
-                del self._once[group]
-                self._kept -= len(kept or "")
-                names = self._names[group] = {first: first, self._normalise(kept or ""): first}
-                _shrink(self._names, _KEPT_GROUPS)
-            if own in names:
-                return names[own]
-            name = names.setdefault(self._normalise(text), own)
-            names[own] = name
-            _shrink(names, 2 * _KEPT_NAMES)
-            return name
-
-    def _keep(self, group: str, name: str, text: str) -> None:
-        self._once[group] = (name, text)
-        self._kept += len(text)
-        while self._kept > _KEPT_CHARS and len(self._once) > 1:
-            oldest = next(iter(self._once))
-            self._kept -= len(self._once.pop(oldest)[1])
-
-
-def _shrink(entries: dict[Any, Any], most: int) -> None:
-    while len(entries) > most:
-        del entries[next(iter(entries))]
+def without_volatile(text: str) -> str:
+    """Identify a text with its volatile fields taken out."""
+    return digest(_VOLATILE.sub("#", text))
 
 
 def without_notice(result: str) -> str:
@@ -187,7 +121,7 @@ def without_notice(result: str) -> str:
 def error_kind(message: str) -> str | None:
     """Identify the kind of an error: its text without names, paths, quotations and numbers; None if nothing is left."""
     kind = " ".join(_NAMES_AND_NUMBERS.sub(" ", message[-_NORMALISED_CHARS:]).split()).lower()
-    return _digest(kind) if any(letter.isalpha() for letter in kind) else None
+    return digest(kind) if any(letter.isalpha() for letter in kind) else None
 
 
 def error_words(message: str) -> str | None:
@@ -213,18 +147,7 @@ def exit_status(result: Mapping[str, object]) -> int | None:
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode
 
 
-def _excerpt(result: str) -> str:
-    """Return beginning and end of a long result, with the hash of what is between them."""
-    if len(result) <= 2 * _NORMALISED_CHARS:
-        return result
-    middle = _digest(result[_NORMALISED_CHARS:-_NORMALISED_CHARS])
-    return f"{result[:_NORMALISED_CHARS]}\0{middle}\0{result[-_NORMALISED_CHARS:]}"
-
-
-def _without_volatile(text: str) -> str:
-    return _digest(_VOLATILE.sub("#", text))
-
-
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Identify a text as it is."""
     # Models and terminals produce unpaired surrogates, which strict UTF-8 refuses; only equality matters here.
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

@@ -98,7 +98,8 @@ def steered(messages: Sequence[Mapping[str, Any]]) -> str:
     text = text_of(last.get("content")).rstrip()
     if not text.endswith(STEER_CLOSE) or not _STEERED_ESCALATE.search(text):
         return ""
-    return f"{last.get('tool_call_id')}:{len(text)}"
+    # Some local servers number their calls anew in each reply.
+    return f"{last.get('tool_call_id')}:{hash(text)}"
 
 
 def _plain(message: Mapping[str, Any]) -> Message:

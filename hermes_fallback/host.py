@@ -21,6 +21,7 @@ from .budget import Usage
 from .config import Config
 from .events import UNCHANGED, CallFailed, CallFailure, ReplySign, ToolFailed, ToolSucceeded
 from .live import approval_callback
+from .names import Names
 from .replies import Call, LocalReply, without_thinking
 from .task import Consent
 
@@ -159,13 +160,13 @@ def tool_event(
     *,
     status: str,
     error: object,
-    names: fingerprint.Names | None = None,
+    names: Names,
     printed: str | None = None,
 ) -> ToolFailed | ToolSucceeded | None:
     """Return what a tool's result says of the model; None when it was denied, blocked or stopped.
 
-    `names` are those of the task's results so far (without, each text is named by itself, at once); `printed` is the
-    result's fingerprint where that is known better than by the text.
+    `names` are those of the task's results so far; `printed` is the result's fingerprint where that is known better
+    than by the text.
     """
     call = fingerprint.call_fingerprint(tool, args)
     # One string for all events: Hermes parses the name anew from each reply.
@@ -174,12 +175,11 @@ def tool_event(
         return ToolSucceeded(at, tool, call, UNCHANGED)
     exit_status, output = _command_outcome(result)
     shown = str(error or result) if status == "error" else result
-    whole = printed or (names.of_result(call, shown) if names else fingerprint.result_fingerprint(shown))
-    kind_of = names.of_error if names else _kind_alone
+    whole = printed or names.of_result(call, shown)
     if status == "error" and exit_status is None:
         message = str(error or result)
         said = fingerprint.error_words(message) or "an error"
-        return ToolFailed(at, tool, call, whole, said, kind_of(tool, message))
+        return ToolFailed(at, tool, call, whole, said, names.of_error(tool, message))
     if status not in {"ok", "error"}:
         return None  # blocked by a guard, denied by the user, cancelled: not the model's failure
     if not exit_status:
@@ -187,16 +187,12 @@ def tool_event(
         return ToolSucceeded(at, tool, call, whole, found)
     if exit_status == _INTERRUPTED and "[Command interrupted]" in output:
         return None  # the user stopped the turn
-    kind = kind_of(tool, output)
+    kind = names.of_error(tool, output)
     said = fingerprint.error_words(output) or f"exit status {exit_status}"
     # The words at the end are the command's own; those further up may be a test's.
     on_purpose = fingerprint.error_words(output[-_OWN_WORDS_CHARS:]) is None
     done = signs.of_call(tool, args)
     return ToolFailed(at, tool, call, whole, said, kind, command=True, on_purpose=on_purpose, signs=done)
-
-
-def _kind_alone(_: str, message: str) -> str | None:
-    return fingerprint.error_kind(message)
 
 
 def _is_unchanged(result: str, error: object) -> bool:

@@ -30,9 +30,10 @@ from .events import (
 )
 
 MAX_EVENTS = 128
-_SPARE = 16
 """How many events of one task the triggers see: a loop of 15 calls, with their replies, shows four times in it. More
-would not fit into 32 KB a session; it is pruned when so many more have come, not at each event."""
+would not fit into 32 KB a session."""
+SPARE = 16
+"""So many more may come before it is pruned again: the cost of an event stays the same however many came."""
 
 MAX_EARLIER = 40
 """How many events are kept of what went before a message, for `risk`, and for how long: a person who comes back later
@@ -52,6 +53,7 @@ class Ledger:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._events: list[Event] = []
+        self._most = MAX_EVENTS + SPARE
 
     def append(self, *events: Event) -> None:
         """Add events; at the border of two turns, the task before it is let go."""
@@ -61,8 +63,10 @@ class Ledger:
                     self._events = _carried_over([*self._events, event])
                 else:
                     self._events.append(event)
-            if len(self._events) > MAX_EVENTS + _SPARE:
+            if len(self._events) > self._most:
                 self._events = _newest(self._events)
+                # Landmarks stay, and there may be many of them.
+                self._most = max(MAX_EVENTS, len(self._events)) + SPARE
 
     def events(self) -> tuple[Event, ...]:
         """Return what is known now; at most `MAX_EVENTS` of them besides landmarks."""

@@ -21,6 +21,7 @@ from . import explain, fingerprint, handoff, host, signs
 from .config import Policy
 from .events import Escalated, Event, ReplyAccepted, ReplyInvalid, TriggerName, TurnEnded, TurnStarted
 from .ledger import Ledger
+from .names import Names
 from .policy import Escalate, decide
 from .replies import Call, LocalReply, Tools, inspect, without_thinking
 
@@ -95,7 +96,7 @@ def of_events(events: Sequence[Mapping[str, Any]], policy: Policy, *, judge_from
     """Return where a list of recorded events would first have been escalated, from the one number `judge_from` on."""
     recording = Recording()
     for at, _ in enumerate(events):
-        escalation = recording.judge(_recorded_event(events, at), policy)
+        escalation = recording.judge(_recorded_event(events, at, recording.names), policy)
         if escalation is not None and at >= judge_from:
             return Firing(at, escalation.trigger, _reason(escalation))
     return None
@@ -136,12 +137,15 @@ class Recording:
 
     def __init__(self, tools: Sequence[str] = ()) -> None:
         self.ledger = Ledger()
+        self.names = Names()
         self._tools: dict[str, Mapping[str, object]] = {tool: {} for tool in tools}
         self._aided = False
         self._now = 0.0
 
     def judge(self, events: Sequence[Event], policy: Policy) -> Escalate | None:
         """Add events, and decide as before the next model call."""
+        if any(isinstance(event, TurnStarted) for event in events):
+            self.names = Names()
         self.ledger.append(*events)
         decision = decide(self.ledger.events(), policy, tiers=1, now=self._now)
         return decision if isinstance(decision, Escalate) else None
@@ -194,6 +198,7 @@ class Recording:
             text,
             status="error" if failed else "ok",
             error=_error_of(text),
+            names=self.names,
             printed=printed,
         )
         return [] if event is None else [event]
@@ -331,7 +336,7 @@ def _reason(escalation: Escalate) -> str:
     return explain.reason(escalation.trigger, escalation.evidence)
 
 
-def _recorded_event(events: Sequence[Mapping[str, Any]], at: int) -> list[Event]:
+def _recorded_event(events: Sequence[Mapping[str, Any]], at: int, names: Names) -> list[Event]:
     event = events[at]
     match event.get("type"):
         case "user":
@@ -353,6 +358,7 @@ def _recorded_event(events: Sequence[Mapping[str, Any]], at: int) -> list[Event]
                 result,
                 status=str(event.get("status") or "ok"),
                 error=_error_of(result),
+                names=names,
                 # A result that was not recorded is not known to be the same as another.
                 printed=f"unknown:{at}" if event.get("no_result") else None,
             )

@@ -188,24 +188,16 @@ def _fits(arguments: object, schema: Mapping[str, object]) -> bool:
     return not any(_is_real(error) for error in errors)
 
 
-_PLAIN_KEYS = frozenset(
-    {"type", "properties", "required", "items", "description", "title", "default", "enum", "examples"}
+# What is wrong by these is either looked at below, or nothing that `_is_real` counts.
+_PLAIN_KEYS = (
+    frozenset({"type", "properties", "required", "items", "additionalProperties"})
+    | {"title", "description", "default", "examples", "enum", "pattern", "format"}
+    | {"minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems"}
 )
-_PLAIN_KEYS |= {
-    "minimum",
-    "maximum",
-    "minLength",
-    "maxLength",
-    "minItems",
-    "maxItems",
-    "pattern",
-    "format",
-    "additionalProperties",
-}
 
 
 def _surely_fits(value: object, schema: object) -> bool:
-    """Tell whether nothing that `_is_real` counts can be wrong, without the validator, which takes 10 MB to load.
+    """Tell whether nothing that `_is_real` counts can be wrong, without the validator, which is slow to load.
 
     Where a schema says more than which kind and which keys, the answer is no, and the validator is asked.
     """
@@ -214,17 +206,14 @@ def _surely_fits(value: object, schema: object) -> bool:
         return True
     if not isinstance(schema, Mapping) or not schema.keys() <= _PLAIN_KEYS:
         return False
-    if not isinstance(schema.get("additionalProperties", True), bool):
-        return False
     kind = schema.get("type")
     if isinstance(value, list):
         return kind == "array" and all(_surely_fits(one, schema.get("items", {})) for one in value)
-    properties = schema.get("properties", {})
-    return (
-        kind == "object"
-        and isinstance(properties, Mapping)
-        and all(name in value for name in schema.get("required", ()))
-        and all(_surely_fits(one, properties.get(name, {"type": "unknown"})) for name, one in value.items())
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    if kind != "object" or not isinstance(properties, Mapping) or not isinstance(required, list):
+        return False
+    return {*map(str, required)} <= value.keys() and all(
+        _surely_fits(one, properties.get(name)) for name, one in value.items()
     )
 
 

@@ -26,6 +26,9 @@ from tests.test_escalation import JOURNAL, rows
 from tests.test_money import block, stuck_each_task
 from tests.world import KEY, MODEL, Screen, World, log_of
 
+# Whatever an endpoint does, a turn ends.
+pytestmark = pytest.mark.timeout(60)
+
 DOCUMENT = Path(__file__).parents[1] / "docs" / "faults.md"
 TIER = "openai/gpt-5.4"
 PATIENCE_SECONDS = {"paid": 1.0, "local": 0.4}
@@ -167,9 +170,7 @@ def test_paid(world: World, infect: Infect, caplog: pytest.LogCaptureFixture, ce
     agent = watched(world, screen)
     paid.fall_ill()
 
-    started = time.monotonic()
     result = world.ask(agent=agent)
-    assert time.monotonic() - started < 30
     failed = cell.by == "local"
     assert result["final_response"] == ("local answer" if failed else text_of(cell.fault))
     assert len(paid.requests()) == cell.requests
@@ -200,9 +201,7 @@ def test_local(world: World, infect: Infect, caplog: pytest.LogCaptureFixture, c
     screen = Screen()
     agent = watched(world, screen, tool_complete_callback=lambda *_: local.fall_ill())
 
-    started = time.monotonic()
     result = world.ask(agent=agent)
-    assert time.monotonic() - started < 30
     # One more came before it fell ill.
     assert len(local.requests()) == cell.requests + 1
     answer = result["final_response"]

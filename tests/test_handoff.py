@@ -89,7 +89,7 @@ def test_images_are_kept_as_parts() -> None:
     assert built[1]["content"] == [{"type": "text", "text": "see"}, picture, {"type": "text", "text": "?"}]
 
 
-def test_steer_is_counted_only_at_the_very_end_of_a_tool_message() -> None:
+def test_steer_is_heeded_only_at_the_very_end_of_a_tool_message() -> None:
     """The user's /steer escalate is recognised at the end of a tool message, and nowhere else."""
     steer = f"\n\n{handoff.STEER_OPEN}\n/escalate\n{handoff.STEER_CLOSE}"
     last = {"role": "tool", "tool_call_id": "1", "content": f"result{steer}"}

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pytest
 
+from hermes_fallback import ledger as ledger_module
 from hermes_fallback.config import DEFAULT_TRIGGERS, Policy
 from hermes_fallback.events import (
     UNCHANGED,
@@ -27,7 +28,7 @@ from hermes_fallback.events import (
     TurnStarted,
     TypeMatched,
 )
-from hermes_fallback.ledger import EARLIER_SECONDS, MAX_EARLIER, MAX_EVENTS, Ledger
+from hermes_fallback.ledger import EARLIER_SECONDS, MAX_EARLIER, MAX_EVENTS, SPARE, Ledger
 from hermes_fallback.policy import COOLDOWN_SECONDS, Decision, Escalate, Stay, decide, holding
 
 START = TurnStarted(0.0, "turn", "local")
@@ -289,7 +290,25 @@ def test_ledger_is_bounded_and_keeps_landmarks() -> None:
     assert events[:2] == (START, ASKED)
     assert len(events) <= MAX_EVENTS + 2
     assert events[-1] == ok("a", "99999")
-    assert len(ledger._events) <= MAX_EVENTS + 16  # noqa: SLF001
+    assert len(ledger._events) <= MAX_EVENTS + 2 + SPARE  # noqa: SLF001
+
+
+def test_pruning_stays_rare_with_many_landmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tier that holds a long task leaves a landmark each call: the ledger is still not gone through at each event."""
+    pruned: list[int] = []
+    newest = ledger_module._newest  # noqa: SLF001
+
+    def watched(events: list[Event]) -> list[Event]:
+        pruned.append(len(events))
+        return newest(events)
+
+    monkeypatch.setattr(ledger_module, "_newest", watched)
+    ledger = Ledger()
+    ledger.append(START)
+    for number in range(1000):
+        ledger.append(TierReplied(float(number), 0))
+    assert len(pruned) <= 1000 / SPARE
+    assert max(pruned) <= 2 * MAX_EVENTS + SPARE + 1
 
 
 def test_ledger_keeps_the_task_that_a_question_goes_on_with() -> None:

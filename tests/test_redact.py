@@ -190,13 +190,13 @@ def test_handoff_masks_everywhere_unless_it_is_off() -> None:
 def test_large_conversation_takes_no_time() -> None:
     """A megabyte of code and output, and one long line, are looked through; a look that grows faster takes minutes."""
     code = "    def call(self, token: str) -> None:  # see https://example.com/a?b=c\n" * 7000
-    assert only(code).count("def call") == 7000
+    assert only(code) == code
     only("a1-_." * 100_000)
     only("x" * 300_000 + '"')
     for piece in ("http://a:", "--user=a:", "--token=", "token: x\n", "password=", "-----BEGIN PRIVATE KEY-----\n"):
         only(piece * 10_000)
         only(json.dumps(piece * 10_000))
-    assert only(f"token={'a' * 100_000}1!")
+    only(f"token={'a' * 100_000}1!")
 
 
 @given(st.dictionaries(st.sampled_from(["password", "api_key", "x"]), st.text(max_size=30), max_size=3))

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from typing import Any
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hermes_fallback import replies
 from hermes_fallback.replies import Call, Fault, LocalReply, Tools, inspect, offered
 
 TOOLS = offered(
@@ -139,3 +145,67 @@ def test_call(name: str, arguments: str, fault: Fault | None) -> None:
 def test_one_good_call_among_bad_ones_is_enough() -> None:
     """Hermes runs the good calls of a batch and gives errors to the others (0.19 conversation_loop, mixed batch)."""
     assert inspect(LocalReply("", (Call("fly", "{}"), Call("read_file", '{"path":"x"}'))), TOOLS) is None
+
+
+EDITS = {
+    "type": "object",
+    "properties": {
+        "path": {"type": "string"},
+        "edits": {"type": "array", "items": {"type": "object", "properties": {}, "required": ["old"]}},
+    },
+    "required": ["path"],
+}
+SCHEMAS: list[Any] = [
+    EDITS,
+    {**EDITS, "required": None},
+    {**EDITS, "required": [["path"]]},
+    {**EDITS, "properties": {"path": {"$ref": "#/nowhere"}, "edits": {"type": ["array", "null"]}}},
+    {**EDITS, "additionalProperties": {"type": "object", "required": ["x"]}},
+    {"properties": EDITS["properties"]},
+    {},
+]
+ARGUMENTS = st.dictionaries(
+    st.sampled_from(["path", "edits", "old", "x"]),
+    st.recursive(
+        st.sampled_from(["a", 3, None, True]),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["old", "x"]), inner, max_size=2),
+        max_leaves=4,
+    ),
+)
+
+
+@given(ARGUMENTS, st.sampled_from(SCHEMAS))
+def test_what_surely_fits_the_validator_passes_too(arguments: dict[str, Any], schema: dict[str, Any]) -> None:
+    """What is passed without jsonschema would have been passed by it."""
+    if not replies._surely_fits(arguments, schema):  # noqa: SLF001
+        return
+    validator = replies._validator(json.dumps(schema))  # noqa: SLF001
+    assert not [error for error in validator.iter_errors(arguments) if replies._is_real(error)]  # noqa: SLF001
+
+
+def test_plain_calls_do_not_load_the_validator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that has what it needs is passed without jsonschema; for one that lacks something, it is asked."""
+    asked: list[str] = []
+    validator = replies._validator  # noqa: SLF001
+
+    def watched(schema: str) -> object:
+        asked.append(schema)
+        return validator(schema)
+
+    monkeypatch.setattr(replies, "_validator", watched)
+    tools = Tools({"edit": EDITS})
+
+    def fault(**arguments: Any) -> Fault | None:
+        return inspect(LocalReply("", (Call("edit", json.dumps(arguments)),)), tools)
+
+    assert fault(path="a") is None
+    assert fault(path=3, edits=[{"old": "x"}]) is None
+    assert not asked
+    wrong: tuple[dict[str, Any], ...] = (
+        {},
+        {"path": {"a": 1}},
+        {"path": "a", "edits": {"old": 1}},
+        {"path": "a", "edits": [{}]},
+    )
+    assert [fault(**arguments) for arguments in wrong] == [Fault("schema_violation", ends_turn=False)] * len(wrong)
+    assert len(asked) == len(wrong)

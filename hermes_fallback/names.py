@@ -1,0 +1,82 @@
+"""Names for a task's results and errors: those that say the same have the same, and it costs little to find out.
+
+To take the volatile fields out of a text costs a hundred times what hashing it does, and most calls are made once. So a
+text is kept as it is, in memory and of the last few calls alone, until its call gives something else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from . import fingerprint
+
+_KEPT_CHARS = 8192
+"""How much text is kept of calls that have given one thing so far: a loop of four pages of 2 KB shows in it."""
+_KEPT_GROUPS, _KEPT_NAMES = 16, 16
+
+
+class Names:
+    """The names that one task's results and errors have. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._results = _Alike(fingerprint.without_volatile)
+        self._errors = _Alike(fingerprint.error_kind)
+
+    def of_result(self, call: str, result: str) -> str:
+        """Name a result of a call (`call_fingerprint`): as the one before it if only volatile fields differ."""
+        return self._results.name(call, fingerprint.excerpt(fingerprint.without_notice(result)))
+
+    def of_error(self, tool: str, message: str) -> str | None:
+        """Name the kind of an error of a tool; None when it says nothing."""
+        return self._errors.name(tool, message) if any(map(str.isalpha, message)) else None
+
+
+class _Alike:
+    """Texts in groups; within one, those that are the same after `normalise` have the name of the first of them.
+
+    Where `normalise` says None, nothing is left to compare: such a text is the same as itself alone.
+    """
+
+    def __init__(self, normalise: Callable[[str], str | None]) -> None:
+        self._normalise = normalise
+        self._lock = threading.Lock()
+        self._once: dict[str, tuple[str, str]] = {}
+        """Group → name and text of all that came so far; the newest group last."""
+        self._names: dict[str, dict[str, str]] = {}
+        """Group → what identifies a text, as it came or normalised → its name."""
+
+    def name(self, group: str, text: str) -> str:
+        own = fingerprint.digest(text)
+        with self._lock:
+            names = self._names.get(group)
+            if names is not None:
+                return self._named(names, own, text)
+            first, kept = self._once.pop(group, (own, text))
+            if first == own:
+                self._keep(group, own, text)
+                return own
+            names = self._names[group] = {}
+            _shrink(self._names, _KEPT_GROUPS)
+            self._named(names, first, kept)
+            return self._named(names, own, text)
+
+    def _named(self, names: dict[str, str], own: str, text: str) -> str:
+        if own not in names:
+            kind = self._normalise(text)
+            names[own] = own if kind is None else names.setdefault(kind, own)
+            _shrink(names, _KEPT_NAMES)
+        return names[own]
+
+    def _keep(self, group: str, name: str, text: str) -> None:
+        self._once[group] = (name, text)
+        while len(self._once) > 1 and sum(len(text) for _, text in self._once.values()) > _KEPT_CHARS:
+            _shrink(self._once, len(self._once) - 1)
+        _shrink(self._once, _KEPT_GROUPS)
+
+
+def _shrink(entries: dict[str, Any], most: int) -> None:
+    """Let the oldest go."""
+    while len(entries) > most:
+        del entries[next(iter(entries))]
