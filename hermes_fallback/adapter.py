@@ -137,25 +137,29 @@ class Settings:
     _seen: tuple[object, bool] = (None, False)
     config: Config | None = None
     faults: tuple[str, ...] = ()
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def refresh(self) -> Config | None:
         """Return the configuration, or None when there is no block or a faulty one (which is logged once)."""
-        seen = self.read()
-        if seen == self._seen:
+        # One at a time, reading too: chats start their turns at once, and an older configuration must not come back.
+        with self._lock:
+            seen = self.read()
+            if seen != self._seen:
+                self._seen, self.config, self.faults = seen, None, ()
+                self._parse(*seen)
             return self.config
-        self._seen, self.config, self.faults = seen, None, ()
-        block, host_has_chain = seen
+
+    def _parse(self, block: object, host_has_chain: object) -> None:
         if block is None:
-            return None
+            return
         try:
-            self.config = configuration.parse(block, host_has_chain=host_has_chain)
+            self.config = configuration.parse(block, host_has_chain=bool(host_has_chain))
         except ConfigError as error:
             self.faults = error.faults
             logger.error(  # noqa: TRY400  # the faults are the user's; a traceback would bury them
                 "hermes-fallback is not active, for its configuration has faults:\n%s\nRun `hermes escalation check`.",
                 error,
             )
-        return self.config
 
 
 class Adapter:
@@ -379,7 +383,8 @@ class Adapter:
         turn = self._turns.get(turn_id)
         if turn is None:
             return
-        text = result if isinstance(result, str) else json.dumps(result, default=str)
+        # With its letters as they are, for Hermes's marks are looked for in it.
+        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
         if handoff.STEER_OPEN in text:
             # Hermes appends the user's words after this hook, so these are the tool's own: nobody said them.
             turn.deaf = True

@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from hermes_fallback import HOOKS, MIDDLEWARE
+from hermes_fallback import HOOKS, MIDDLEWARE, config
+from hermes_fallback.adapter import Settings
 from tests.endpoints import Answer, Endpoint, call, in_order, say
 from tests.world import ISSUE_BLOCK, KEY, World, config_text
 
@@ -208,3 +211,23 @@ def test_startup_counts() -> None:
     ours = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     added = set(json.loads(ours.stdout)) - set(json.loads(plain.stdout))
     assert not [name for name in added if name.split(".")[0] in {"asyncio", "httpx", "pydantic", "requests", "yaml"}]
+
+
+def test_two_chats_that_start_at_once_have_one_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one turn checks a new configuration, another waits for it, instead of going without."""
+    checking, others_turn = threading.Event(), threading.Event()
+    check = config.parse
+
+    def slow(block: object, **options: Any) -> Any:
+        checking.set()
+        others_turn.wait(0.3)
+        return check(block, **options)
+
+    monkeypatch.setattr(config, "parse", slow)
+    settings = Settings(lambda: ({"fallback": {"provider": "openai", "model": "gpt-5.4"}}, False))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(settings.refresh)
+        assert checking.wait(10)
+        second = pool.submit(settings.refresh)
+        assert first.result() is not None
+        assert second.result() is first.result()
