@@ -30,8 +30,8 @@ from .events import (
 )
 
 MAX_EVENTS = 128
-"""How many events of one task the triggers see: a loop of 15 calls, with their replies, shows four times in it. More
-would not fit into 32 KB a session."""
+"""How many events of one task the triggers see: a loop of 15 calls, with their replies, shows four times in it. With
+all that is kept beside them, these are some 36 KB a session (benchmarks/RESULTS.md)."""
 SPARE = 16
 """So many more may come before it is pruned again: the cost of an event stays the same however many came."""
 
