@@ -1,9 +1,9 @@
 """Escalations and what they cost, on disk, across sessions and processes; the only record when Hermes logs nothing.
 
 One SQLite file in Hermes's home, readable by its owner alone. No prompt, argument, result or key is ever written. Every
-operation opens the file for itself, so that threads and processes share it without holding anything open. Money is
-reserved here before it is spent, in one transaction with the look at what is spent already: however many processes ask
-at once, together they get no more than the budget.
+operation opens the file for itself, so that threads and processes share it without holding anything open; of a
+process's threads, one at a time. Money is reserved here before it is spent, in one transaction with the look at what is
+spent already: however many processes ask at once, together they get no more than the budget.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -75,7 +77,8 @@ CREATE INDEX escalations_by_session ON escalations (session_id);
 CREATE INDEX calls_by_escalation ON calls (escalation);
 CREATE INDEX calls_by_turn ON calls (turn_id);
 CREATE INDEX calls_by_task ON calls (task_id);
-CREATE INDEX calls_by_time ON calls (at);
+CREATE INDEX calls_by_time ON calls (at, escalation, cost_usd, reserved_usd);
+CREATE INDEX calls_in_flight ON calls (expires_at) WHERE state = 'started';
 CREATE INDEX tasks_by_time ON tasks (at);
 """
 _FROM_VERSION_1 = """
@@ -96,6 +99,12 @@ DROP TABLE old_escalations;
 DROP TABLE old_switches;
 """
 _BUSY_SECONDS = 5.0
+# Two threads may not have the file open at once. SQLite looks whether anybody in the process holds a lock before it
+# closes the file, for with close() a POSIX system drops all locks of the process; but (seen with 3.40.1) another thread
+# can take its lock between the two. Then another process writes at the same time, and the file is corrupt. Besides,
+# SQLite has whoever waits look again now and then, and who is late again and again gives up; a lock wakes one of them.
+_one_at_a_time = threading.Lock()
+_THREADS_SECONDS = 30.0  # the threads before this one are done soon, or give up after _BUSY_SECONDS each
 _GRACE_SECONDS = 60.0  # beyond a call's own timeout, before its reservation is taken for spent
 _CORRUPT = frozenset({"SQLITE_NOTADB", "SQLITE_CORRUPT"})
 
@@ -272,12 +281,12 @@ class Journal:
             JournalError: the file cannot be written.
         """
         with self._connection() as connection:
-            connection.execute(
+            written = connection.execute(
                 "UPDATE calls SET state = ?, error = ?, seconds = ?, input_tokens = ?, output_tokens = ?,"
                 " cost_usd = coalesce(?, reserved_usd) WHERE id = ?",
                 (state, error, seconds, used.input_tokens, used.output_tokens, used.cost_usd, call),
             )
-            if not connection.execute("SELECT 1 FROM calls WHERE id = ?", (call,)).fetchone():
+            if not written.rowcount:
                 # Its row is in a file that was set aside; the money counts all the same.
                 connection.execute("INSERT INTO forgotten VALUES (?, ?)", (self._stamp(), used.cost_usd or 0.0))
 
@@ -389,22 +398,19 @@ class Journal:
         Raises:
             JournalError: the file cannot be read.
         """
-        if not self.path.exists():
-            return ()
-        with self._connection() as connection:
-            rows = connection.execute(
-                f"""
-                SELECT e.at, e.session_id, e.from_model, e.to_model, e.trigger, e.reason, e.task_type, e.type_reason,
-                    e.is_shadow, sum(c.state = 'answered'), sum(c.state IN ('failed', 'expired')), max(c.error),
-                    total(c.seconds), {_known_sum("c.input_tokens")}, {_known_sum("c.output_tokens")},
-                    {_known_sum(_USD)}
-                FROM escalations e JOIN calls c ON c.escalation = e.id
-                WHERE (? IS NULL OR e.session_id = ?) AND (? IS NULL OR c.turn_id = ?)
-                GROUP BY e.id ORDER BY e.id DESC LIMIT ?
-                """,  # noqa: S608  # the inserted text is a constant below
-                (session_id, session_id, turn_id, turn_id, last),
-            ).fetchall()
-        return tuple(Entry(*row) for row in rows)
+        # Only what is asked for is named, for by `? IS NULL OR …` SQLite would look at every row.
+        wanted = {"e.session_id": session_id, "c.turn_id": turn_id}
+        given = {column: value for column, value in wanted.items() if value is not None}
+        which = " AND ".join(f"{column} = ?" for column in given) or "1"
+        query = f"""
+            SELECT e.at, e.session_id, e.from_model, e.to_model, e.trigger, e.reason, e.task_type, e.type_reason,
+                e.is_shadow, sum(c.state = 'answered'), sum(c.state IN ('failed', 'expired')), max(c.error),
+                total(c.seconds), {_known_sum("c.input_tokens")}, {_known_sum("c.output_tokens")},
+                {_known_sum(_USD)}
+            FROM escalations e JOIN calls c ON c.escalation = e.id
+            WHERE {which} GROUP BY e.id ORDER BY e.id DESC LIMIT ?
+            """  # noqa: S608  # the inserted texts are constants
+        return tuple(Entry(*row) for row in self._rows(query, (*given.values(), last)))
 
     def paid_calls(self, *, since: datetime, session_id: str | None = None) -> Sequence[PaidCall]:
         """Return the calls that began at `since` (aware) or later, oldest first, shadow calls among them.
@@ -559,10 +565,14 @@ class Journal:
         one = connection.execute(
             f"""
             SELECT ({paid} AND c.task_id = :task), ({paid} AND e.session_id = :account),
-                ({paid} AND c.at >= :day) + (SELECT total(cost_usd) FROM forgotten WHERE at >= :day),
-                ({paid} AND c.at >= :month) + (SELECT total(cost_usd) FROM forgotten WHERE at >= :month),
+                of_day + (SELECT total(cost_usd) FROM forgotten WHERE at >= :day),
+                of_month + (SELECT total(cost_usd) FROM forgotten WHERE at >= :month),
                 (SELECT count(*) FROM escalations e WHERE session_id = :account AND NOT is_shadow
                     AND EXISTS (SELECT 1 FROM calls c WHERE c.escalation = e.id AND c.state <> 'failed'))
+            FROM (
+                SELECT total(CASE WHEN c.at >= :day THEN {_USD} END) AS of_day, total({_USD}) AS of_month
+                FROM calls c JOIN escalations e ON e.id = c.escalation WHERE NOT e.is_shadow AND c.at >= :month
+            )
             """,  # noqa: S608  # the inserted text is a constant above
             {"task": task_id, "account": account, "day": day, "month": month},
         ).fetchone()
@@ -573,13 +583,21 @@ class Journal:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
+        if not _one_at_a_time.acquire(timeout=_THREADS_SECONDS):
+            raise JournalError(f"{self.path}: other chats have been using it for more than {_THREADS_SECONDS:g} s")
         try:
             _make_private(self.path)
-            with closing(sqlite3.connect(self.path, timeout=_BUSY_SECONDS)) as connection, connection:
+            with (
+                _folder_lock(self.path.parent, exclusive=False),
+                closing(sqlite3.connect(self.path, timeout=_BUSY_SECONDS)) as connection,
+                connection,
+            ):
                 _migrate(connection)
                 yield connection
         except (sqlite3.Error, OSError) as error:
             raise JournalError(self._advice(error)) from error
+        finally:
+            _one_at_a_time.release()
 
     def _advice(self, error: Exception) -> str:
         if getattr(error, "sqlite_errorname", None) in _CORRUPT:
@@ -597,6 +615,7 @@ class _NewerVersionError(sqlite3.Error):
 _USUAL_ADVICE = "; make it writable, or move the file away to start a new one"
 _ADVICE: dict[str, str] = {
     "_NewerVersionError": "",
+    "BlockingIOError": f": another program has had its folder locked for more than {_BUSY_SECONDS:g} s; close it",
     "SQLITE_BUSY": f" for more than {_BUSY_SECONDS:g} s; close the program that holds it",
     "SQLITE_FULL": "; make room on the disk",
 }
@@ -644,9 +663,9 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 def _set_aside(path: Path, now: datetime) -> Path | None:
     """Move a corrupt file away and keep it; None when it is gone or sound again, or cannot be moved."""
-    kept = path.with_name(f"{path.name}.corrupt-{now:%Y%m%d-%H%M%S}")
+    kept = path.with_name(f"{path.name}.corrupt-{now:%Y%m%d-%H%M%S-%f}")
     try:
-        with _only_one(path.parent):
+        with _folder_lock(path.parent, exclusive=True):
             if not _is_corrupt(path):
                 return None  # another process was quicker, and this is the new one
             path.rename(kept)
@@ -665,16 +684,36 @@ def _is_corrupt(path: Path) -> bool:
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process, where the system has such a thing."""
+def _folder_lock(folder: Path, *, exclusive: bool) -> Iterator[None]:
+    """Hold a lock that ends with the process: shared while the file is open, exclusive to move it away.
+
+    Who has a file open that was moved would undo the new one's transactions: SQLite finds them by the file's name.
+
+    Raises:
+        OSError: another process holds it for too long; or the system has no such locks, and it is to be exclusive.
+    """
     try:
-        import fcntl  # noqa: PLC0415  # not on Windows; there, two processes may do it one after the other
+        import fcntl  # noqa: PLC0415  # not on Windows, where a file that is open cannot be moved
     except ImportError:
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        wanted = fcntl.LOCK_NB | (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        end = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                fcntl.flock(handle, wanted)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+            except OSError:
+                if exclusive:
+                    raise
+                break  # a file system of a network, perhaps
+            else:
+                break
         yield
     finally:
         os.close(handle)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import closing
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -48,6 +53,49 @@ def answered(
     reserved = start(journal, escalation, turn=turn, usd=usd)
     journal.end_call(reserved.call, "answered", seconds=2.0, used=used)
     return reserved.escalation
+
+
+def add_task(journal: Journal, name: str) -> None:
+    """Write a turn of a session of the same name."""
+    journal.add_task(
+        turn_id=name,
+        task_id=name,
+        session_id=name,
+        task_type="",
+        type_reason="",
+        local_calls=1,
+        untold_calls=0,
+        input_tokens=1,
+        output_tokens=1,
+    )
+
+
+def at_once(count: int, work: Callable[[], object]) -> None:
+    """Have that many threads begin the same work at the same moment, and wait for them."""
+    barrier = threading.Barrier(count)
+
+    def begin() -> None:
+        barrier.wait()
+        work()
+
+    threads = [threading.Thread(target=begin) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def in_processes(count: int, work: str, *arguments: object, environment: Mapping[str, str] | None = None) -> list[str]:
+    """Run that many processes at once, each with a function of this module; return what they printed."""
+    script = f"import sys; from tests import test_journal; test_journal.{work}(*sys.argv[1:])"
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})})
+        for _ in range(count)
+    ]
+    printed = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * count
+    return printed
 
 
 def rows(journal: Journal, query: str) -> list[tuple[Any, ...]]:
@@ -93,20 +141,100 @@ def test_entries_of_a_session_and_of_a_turn(tmp_path: Path) -> None:
 
 def test_writers_at_once(tmp_path: Path) -> None:
     """Threads that start on an empty folder at the same moment all get their rows."""
-    barrier = threading.Barrier(16)
 
     def write() -> None:
-        barrier.wait()
         journal = Journal(tmp_path)
         for _ in range(5):
             answered(journal, opening(), NOTHING_USED)
 
-    threads = [threading.Thread(target=write) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(16, write)
     assert len(Journal(tmp_path).entries(last=1000)) == 80
+
+
+def test_one_thread_at_a_time_has_it_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever they do, and even when they find it corrupt: SQLite loses locks when threads open and close at once."""
+    is_open = 0
+    seen: Counter[int] = Counter()
+
+    class Watched(sqlite3.Connection):
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            nonlocal is_open
+            super().__init__(*arguments, **more)
+            is_open += 1
+            seen[is_open] += 1
+
+        def close(self) -> None:
+            nonlocal is_open
+            super().close()
+            is_open -= 1
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *path, **more: connect(*path, factory=Watched, **more))
+    Journal(tmp_path).path.write_bytes(b"x" * 5000)
+
+    def use() -> None:
+        journal = Journal(tmp_path)
+        for number in range(5):
+            with suppress(JournalError):  # of who finds it corrupt
+                journal.entries()
+                journal.set_off(f"{number}", is_off=True)
+                answered(journal, opening(), NOTHING_USED)
+
+    at_once(16, use)
+    assert set(seen) == {1}
+    assert seen[1] > 100
+
+
+SLOW_CLOSE = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+int close(int handle) {
+    static const char name[] = "journal.sqlite3";
+    char link[64], path[4096];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", handle);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length > (ssize_t)strlen(name) && !strncmp(path + length - strlen(name), name, strlen(name)))
+        usleep(300 + rand() % 700);
+    return ((int (*)(int))dlsym(RTLD_NEXT, "close"))(handle);
+}
+"""
+
+
+def write_tasks(folder: str) -> None:
+    """Write tasks from many threads for some seconds, and print whose writing succeeded."""
+    end = time.monotonic() + 4
+    numbers = itertools.count()
+    written: list[str] = []
+
+    def write() -> None:
+        while time.monotonic() < end:
+            turn = f"{os.getpid()}-{next(numbers)}"
+            with suppress(JournalError):
+                add_task(Journal(Path(folder)), turn)
+                written.append(turn)
+
+    at_once(16, write)
+    print("\n".join(written))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the slow close() is made for Linux")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="the slow close() needs a C compiler")
+def test_a_slow_close_loses_no_lock(tmp_path: Path) -> None:
+    """With the moment stretched in which SQLite can lose a process's locks, no row is lost and the file stays sound."""
+    source, library = tmp_path / "slow.c", tmp_path / "slow.so"
+    source.write_text(SLOW_CLOSE)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    printed = in_processes(2, "write_tasks", tmp_path, environment={"LD_PRELOAD": str(library)})
+    written = {turn for text in printed for turn in text.split()}
+    journal = Journal(tmp_path)
+    assert len(written) > 100
+    assert {task.turn_id for task in journal.local_tasks()} >= written
+    assert rows(journal, "PRAGMA integrity_check") == [("ok",)]
+    assert not list(tmp_path.glob("*.corrupt-*"))
 
 
 def test_nothing_is_made_by_looking(tmp_path: Path) -> None:
@@ -186,8 +314,7 @@ def test_forget(tmp_path: Path) -> None:
     journal = Journal(tmp_path, now=lambda: NOON)
     for session in ("canary-one", "canary-two"):
         answered(journal, opening(session), Usage(1, 1, 0.5))
-        journal.add_task(turn_id=session, task_id=session, session_id=session, task_type="", type_reason="",
-                         local_calls=1, untold_calls=0, input_tokens=1, output_tokens=1)  # fmt: skip
+        add_task(journal, session)
     journal.set_off("canary-one", is_off=True)
     assert journal.forget(session_id="canary-one") == 2
     assert b"canary-one" not in journal.path.read_bytes()
@@ -250,21 +377,14 @@ def test_old_rows_are_kept(tmp_path: Path) -> None:
 
 
 def test_many_migrate_at_once(tmp_path: Path) -> None:
-    """Threads that find an old journal at the same moment all find its rows afterwards."""
+    """Processes that find an old journal at the same moment all find its rows afterwards."""
     old_journal(tmp_path)
-    barrier = threading.Barrier(16)
-    found: list[int] = []
+    assert in_processes(4, "print_count", tmp_path) == ["1\n" * 4] * 4
 
-    def read() -> None:
-        barrier.wait()
-        found.append(len(Journal(tmp_path).entries()))
 
-    threads = [threading.Thread(target=read) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [1] * 16
+def print_count(folder: str) -> None:
+    """Print how many escalations threads find that look at the same moment."""
+    at_once(4, lambda: sys.stdout.write(f"{len(Journal(Path(folder)).entries())}\n"))
 
 
 def test_a_later_releases_file_is_left_alone(tmp_path: Path) -> None:
@@ -296,27 +416,48 @@ def test_a_corrupt_file_is_set_aside(tmp_path: Path, content: bytes | None) -> N
     assert [entry.session_id for entry in journal.entries()] == ["new"]
 
 
-def test_many_find_the_same_corrupt_file(tmp_path: Path) -> None:
-    """Only the corrupt file is set aside, however many find it: the new one of the first stays."""
-    Journal(tmp_path).path.write_bytes(b"x" * 5000)
-    barrier = threading.Barrier(16)
+def write_after_corruption(folder: str) -> None:
+    """Have threads write one row each into a file that is corrupt at first, and print what else was said."""
 
     def write() -> None:
-        barrier.wait()
         for _ in range(20):
             try:
-                answered(Journal(tmp_path), opening(), NOTHING_USED)
-            except JournalError:
+                answered(Journal(Path(folder)), opening(), NOTHING_USED)
+            except JournalError as error:
+                if "not a database" not in str(error):
+                    print(error)
                 continue
             return
 
-    threads = [threading.Thread(target=write) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(list(tmp_path.glob("*.corrupt-*"))) == 1
-    assert len(Journal(tmp_path).entries(last=100)) == 16
+    at_once(8, write)
+
+
+def test_many_find_the_same_corrupt_file(tmp_path: Path) -> None:
+    """Only the corrupt file is set aside, untouched, however many find it: the new one of the first stays."""
+    for number in range(5):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        Journal(folder).path.write_bytes(b"x" * 5000)
+        assert in_processes(3, "write_after_corruption", folder) == [""] * 3
+        (kept,) = folder.glob("*.corrupt-*")
+        assert kept.read_bytes() == b"x" * 5000
+        assert len(Journal(folder).entries(last=100)) == 3 * 8
+        assert rows(Journal(folder), "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_corrupt_file_stays_while_it_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that has it open would undo what is written into the new one: it is moved when that is over."""
+    monkeypatch.setattr("hermes_fallback.journal._BUSY_SECONDS", 0.2)
+    journal = Journal(tmp_path)
+    journal.path.write_bytes(b"x" * 5000)
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    with pytest.raises(JournalError, match="make it writable, or move the file away"):
+        start(journal, opening())
+    os.close(handle)
+    with pytest.raises(JournalError, match="kept as"):
+        start(journal, opening())
+    answered(journal, opening(), NOTHING_USED)
 
 
 def test_a_locked_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
