@@ -179,8 +179,9 @@ def test_what_surely_fits_the_validator_passes_too(arguments: dict[str, Any], sc
     """What is passed without jsonschema would have been passed by it."""
     if not replies._surely_fits(arguments, schema):  # noqa: SLF001
         return
-    validator = replies._validator(json.dumps(schema))  # noqa: SLF001
-    assert not [error for error in validator.iter_errors(arguments) if replies._is_real(error)]  # noqa: SLF001
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replies, "_surely_fits", lambda *_: False)
+        assert replies._fits(arguments, schema)  # noqa: SLF001
 
 
 def test_plain_calls_do_not_load_the_validator(monkeypatch: pytest.MonkeyPatch) -> None:
