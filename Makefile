@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types check bench bench-detection fit clean test-hermes-matrix test-fleet environments
+.PHONY: demo test lint types check bench bench-detection fit soak clean test-hermes-matrix test-fleet environments
 .PRECIOUS: .cache/hermes-%/.ready
 
 demo: $(READY)
@@ -71,6 +71,13 @@ bench: $(READY)
 	  echo; echo "## What happens in a session"; echo; $(BIN)/python benchmarks/events.py; \
 	  echo; echo "## Trimming the handoff of recorded stuck conversations"; echo; $(BIN)/python benchmarks/handoff.py; \
 	} > benchmarks/RESULTS.md
+
+# An hour or more; `make soak TURNS=2000` is some minutes. It fails when anything was violated, and writes that, too.
+TURNS := 100000
+THREADS := 64
+
+soak: $(READY)
+	{ echo "# Soaked"; echo; $(BIN)/python -m benchmarks.soak --turns $(TURNS) --threads $(THREADS); } > benchmarks/SOAK.md
 
 # What these two measure and fit with is not needed for anything else; they read the recordings in ../shared.
 BENCH := $(VENV)/.bench
