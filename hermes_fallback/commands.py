@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from . import budget, executor, explain
 from .config import Config
 from .events import EscalationRequested, SwitchedAuto, SwitchedOff
+from .explain import plain
 from .journal import JournalError
 from .ledger import Ledger
 from .policy import holding, is_off
@@ -62,7 +63,7 @@ def _now(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> s
     if "user_request" not in config.policy.trigger_on:
         return "Not done: `user_request` is not in `fallback_policy.trigger_on`."
     if (reason := adapter.stays_local_because(session_id)) is not None:
-        return f"Not done: this session stays local, because {reason}."
+        return f"Not done: this session stays local, because {plain(reason)}."
     if not adapter.may_spend(config):
         return "Not done: you are not in `fallback_policy.allowed_users`, and the stronger model costs money."
     ledger.append(EscalationRequested(adapter.clock()))
@@ -70,7 +71,7 @@ def _now(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> s
         return f"Noted, but `enabled: shadow` pays for nothing: the local model goes on.{_unless(config)}"
     executor.warm(config.ladder)
     when = "from its next step on" if adapter.is_running(session_id) else "with your next message"
-    return f"{config.ladder[0].name} takes over {when}, until that task is done.{_unless(config)}"
+    return f"{plain(config.ladder[0].name)} takes over {when}, until that task is done.{_unless(config)}"
 
 
 def _unless(config: Config) -> str:
@@ -82,15 +83,15 @@ def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -
     events = ledger.events()
     holder = holding(events, config.policy, config.names)
     if holder is not None and adapter.is_running(session_id) and not config.policy.is_shadow:
-        now = f"{holder.model} has the task, because {explain.reason(holder.trigger, holder.evidence)}."
+        now = f"{plain(holder.model)} has the task, because {explain.reason(holder.trigger, holder.evidence)}."
     elif is_off(events):
         now = "The local model answers; escalation is off in this session (/escalate auto switches it on)."
     else:
         verb = "would take over, if it were not for `enabled: shadow`" if config.policy.is_shadow else "takes over"
-        ladder = ", then ".join(tier.name for tier in config.ladder)
+        ladder = ", then ".join(plain(tier.name) for tier in config.ladder)
         now = f"The local model answers; when it gets stuck, {ladder} {verb}."
     kind, because = adapter.last_type(session_id)
-    typed = f"\nThe task is of type {kind}, for {because}." if kind else ""
+    typed = f"\nThe task is of type {plain(kind)}, for {plain(because)}." if kind else ""
     return (
         f"{now}{typed}\n{_spent(adapter, session_id)}{_left(adapter, config, session_id)}{_faults(adapter, session_id)}"
     )
@@ -105,9 +106,11 @@ def _why(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> s
     if not entries:
         return "Nothing was escalated in this session."
     return "\n".join(
-        f"{entry.at[11:19]} UTC  {entry.from_model} → {entry.to_model}: {entry.reason} [{entry.trigger}] "
-        f"({explain.outcome(entry.calls, entry.failed)}, "
-        f"{explain.usage(entry.input_tokens, entry.output_tokens, entry.cost_usd)})"
+        plain(
+            f"{entry.at[11:19]} UTC  {entry.from_model} → {entry.to_model}: {entry.reason} [{entry.trigger}] "
+            f"({explain.outcome(entry.calls, entry.failed)}, "
+            f"{explain.usage(entry.input_tokens, entry.output_tokens, entry.cost_usd)})"
+        )
         for entry in reversed(entries)
     )
 
@@ -150,7 +153,8 @@ def _spent(adapter: Adapter, session_id: str) -> str:
     if not entries:
         return "This session has cost nothing so far."
     return "\n".join(
-        f"{'shadow: ' if entry.is_shadow else ''}{entry.to_model}: {explain.outcome(entry.calls, entry.failed)}, "
+        f"{'shadow: ' if entry.is_shadow else ''}{plain(entry.to_model)}: "
+        f"{explain.outcome(entry.calls, entry.failed)}, "
         f"{explain.usage(entry.input_tokens, entry.output_tokens, entry.cost_usd)}"
         for entry in reversed(entries)
     )

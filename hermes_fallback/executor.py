@@ -42,6 +42,10 @@ _UNSEEN_TOKENS_PER_SECOND = 150
 # The long hexadecimal is how a litellm proxy names a key: by its hash.
 _KEY = re.compile(r"\b(?:sk|pk|gsk|xai|key|AIza)[-_]?[\w*-]{6,}|(?<=Bearer )\S+|\b[0-9a-f]{40,}\b")
 
+# What holds a key in the environment; a key need not have a form of its own.
+_HOLDS_KEY = re.compile(r"(?i)(?:key|token|secret|password)$")
+_KEY_CHARS = 8
+
 # For every provider but OpenAI, litellm quotes the whole answer.
 _MESSAGE = re.compile(r'"message": ?"((?:[^"\\]|\\.)+)"')
 
@@ -562,7 +566,7 @@ def _known(litellm: Any, cost: float, provider: str, model: str) -> float | None
 
 def _execution_error(tier: Tier, error: BaseException, stream: _Stream) -> ExecutionError:
     """Translate litellm's exception, most specific first."""
-    said = _quotable(str(error), stream.messages)
+    said = _quotable(str(error), stream.messages, tier)
     if _is_over_budget(error, said):
         return BudgetExceeded(f"{tier.name}: {_budget_words(str(error))}", transient=False)
     if (failure := _connection_error(tier, error, begun=bool(stream.chunks))) is not None:
@@ -638,19 +642,30 @@ def _budget_words(message: str) -> str:
     return f"the budget{of} is used up at the proxy{numbers}; raise it there, or wait for its next period"
 
 
-def _quotable(message: str, messages: Sequence[Mapping[str, Any]]) -> str:
+def _quotable(message: str, messages: Sequence[Mapping[str, Any]], tier: Tier) -> str:
     """Return the start of what the provider said, if that is a sentence and does not quote the conversation.
 
     Keys are masked, and what would steer a terminal is left out.
     """
     words = _MESSAGE.findall(message)
     said = words[-1] if words else message.rpartition("Exception - ")[2].strip().partition("\n")[0]
-    said = "".join(filter(str.isprintable, said))[:_QUOTED_CHARS]
+    said = explain.plain(said)
     if said.startswith("<"):
         return ""  # the page of a proxy before it
+    # Before it is cut: of half a key, nobody knows that it is one.
+    said = _without_keys(said, tier)[:_QUOTED_CHARS]
     conversation = str(messages)
     if any(said[start : start + _OVERLAP_CHARS] in conversation for start in range(len(said) - _OVERLAP_CHARS + 1)):
         return ""
+    return said
+
+
+def _without_keys(said: str, tier: Tier) -> str:
+    """Mask what looks like a key, and what is one by the name that it goes by in the environment."""
+    named = (value for name, value in os.environ.items() if name == tier.api_key_env or _HOLDS_KEY.search(name))
+    for key in sorted(named, key=len, reverse=True):
+        if len(key) >= _KEY_CHARS:
+            said = said.replace(key, "***")
     return _KEY.sub("***", said)
 
 

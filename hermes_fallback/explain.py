@@ -1,10 +1,12 @@
 """Decisions and events in plain sentences, for the screen, the log and the journal.
 
-Nothing here quotes a prompt, an argument or a result: the words are ours, the names are those of tools and models.
+Nothing here quotes a prompt, an argument or a result: the words are ours, the names are those of tools and models. Who
+chose these is not known, so a name is shown as `plain` text.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import assert_never
@@ -42,6 +44,14 @@ FAILURE_WORDS: dict[CallFailure, str] = {
     "broken": "the local endpoint broke off or sent no usable answer",
 }
 
+# What may move a terminal's cursor, end a line or turn the direction of the writing.
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def plain(name: str) -> str:
+    """Return a name on one line without anything that a terminal would obey."""
+    return "".join(" " if unicodedata.category(char) in _UNSEEN else char for char in name)
+
 
 def reason(trigger: TriggerName, evidence: Sequence[Event]) -> str:
     """Say why a trigger fired: `read_file failed 3 times: file not found`."""
@@ -58,7 +68,7 @@ def reason(trigger: TriggerName, evidence: Sequence[Event]) -> str:
             return "you asked for it with /escalate"
         case "task_type":
             names = [event.name for event in evidence if isinstance(event, TypeMatched)]
-            return f"tasks of the type “{''.join(names)}” start there"
+            return f"tasks of the type “{plain(''.join(names))}” start there"
         case "silent_failure":
             return _silent(evidence)
         case "risk":
@@ -109,7 +119,7 @@ def _count(number: int | None) -> str:
 
 def _failures(failures: Sequence[ToolFailed]) -> str:
     last = failures[-1]
-    return f"{_times(f'{last.tool} failed', len(failures))}: {last.error}"
+    return f"{_times(f'{plain(last.tool)} failed', len(failures))}: {last.error}"
 
 
 def _faults(faults: Sequence[FaultKind]) -> str:
@@ -120,7 +130,8 @@ def _faults(faults: Sequence[FaultKind]) -> str:
 
 
 def _repeats(calls: Sequence[ToolFailed | ToolSucceeded]) -> str:
-    return f"{calls[-1].tool} was called {len(calls)} times with the same arguments and the same result"
+    tool = plain(calls[-1].tool)
+    return f"{tool} was called {len(calls)} times with the same arguments and the same result"
 
 
 def _silent(evidence: Sequence[Event]) -> str:

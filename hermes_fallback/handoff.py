@@ -24,6 +24,8 @@ STEER_CLOSE = "[/OUT-OF-BAND USER MESSAGE]"
 """The marks around what a user says with /steer, at the end of a tool message (0.19 agent/prompt_builder.py)."""
 
 _STEERED_ESCALATE = re.compile(rf"\s*{re.escape(STEER_OPEN)}\s*/?escalate\s*{re.escape(STEER_CLOSE)}\s*$")
+# What Hermes appends to a result behind our hook: words of who made the folder (0.19 agent/subdirectory_hints.py).
+_FOLDERS_WORDS = "\n\n[Subdirectory context discovered: "
 # Alone, or behind the message that it interrupted, to which Hermes joins it.
 _SPOKEN_ESCALATE = re.compile(
     r"(?:\A|\n\n)\s*(?:\[[^\]\n]{1,80}\] )?/escalate(?:@\w+)?\s*\Z|\A\s*escalate\s*\Z", re.IGNORECASE
@@ -92,11 +94,11 @@ def steered(messages: Sequence[Mapping[str, Any]]) -> str:
     """Return the `/steer escalate` at the end of the last tool message, told apart from any other; empty for none.
 
     Hermes puts what is steered there, before a call and after tools ran; the message may be of an older turn (0.17 to
-    0.19 agent/conversation_loop.py).
+    0.19 agent/conversation_loop.py). Behind what a folder says, it may be the folder's: the user can say it again.
     """
     last: Mapping[str, Any] = next((one for one in reversed(messages) if one.get("role") == "tool"), {})
     text = text_of(last.get("content")).rstrip()
-    if not text.endswith(STEER_CLOSE) or not _STEERED_ESCALATE.search(text):
+    if not text.endswith(STEER_CLOSE) or _FOLDERS_WORDS in text or not _STEERED_ESCALATE.search(text):
         return ""
     # Some local servers number their calls anew in each reply.
     return f"{last.get('tool_call_id')}:{hash(text)}"

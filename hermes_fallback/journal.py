@@ -2,8 +2,9 @@
 
 One SQLite file in Hermes's home, readable by its owner alone. No prompt, argument, result or key is ever written. Every
 operation opens the file for itself, so that threads and processes share it without holding anything open; of a
-process's threads, one at a time. Money is reserved here before it is spent, in one transaction with the look at what is
-spent already: however many processes ask at once, together they get no more than the budget.
+process's threads, one at a time. It follows no link and opens nothing that is another user's. Money is reserved here
+before it is spent, in one transaction with the look at what is spent already: however many processes ask at once,
+together they get no more than the budget.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -98,6 +100,9 @@ DROP TABLE old_calls;
 DROP TABLE old_escalations;
 DROP TABLE old_switches;
 """
+_BESIDE = ("-journal", "-wal", "-shm")
+"""What SQLite keeps beside a file, and believes."""
+_IS_A_LINK = "is a link, and links are not followed here; put there what it leads to, or remove it"
 _BUSY_SECONDS = 5.0
 # Two threads may not have the file open at once. SQLite looks whether anybody in the process holds a lock before it
 # closes the file, for with close() a POSIX system drops all locks of the process; but (seen with 3.40.1) another thread
@@ -213,6 +218,21 @@ class Journal:
     def of(cls, home: Path) -> Self:
         """Return the journal in a Hermes home."""
         return cls(home / "hermes-fallback")
+
+    def is_begun(self) -> bool:
+        """Tell whether there is a file, or what is refused when it is opened.
+
+        Raises:
+            JournalError: its folder cannot be looked into.
+        """
+        try:
+            if not self.path.parent.is_symlink():
+                self.path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise JournalError(self._advice(error)) from error
+        return True
 
     def reserve(
         self,
@@ -339,7 +359,7 @@ class Journal:
         Raises:
             JournalError: the file cannot be read.
         """
-        if not self.path.exists():
+        if not self.is_begun():
             return Spent()
         with self._connection() as connection:
             return self._spent(connection, task_id=task_id, account=account)
@@ -368,7 +388,7 @@ class Journal:
         Raises:
             JournalError: the file cannot be read.
         """
-        if not self.path.exists():
+        if not self.is_begun():
             return False
         with self._connection() as connection:
             row = connection.execute("SELECT is_off FROM switches WHERE session_id = ?", (session_id,)).fetchone()
@@ -380,7 +400,7 @@ class Journal:
         Raises:
             JournalError: the file cannot be written.
         """
-        if not self.path.exists():
+        if not self.is_begun():
             return
         with self._connection() as connection:
             for table in ("escalations", "tasks"):
@@ -468,7 +488,7 @@ class Journal:
         Raises:
             JournalError: the file cannot be written.
         """
-        if not self.path.exists():
+        if not self.is_begun():
             return 0
         before_text = _utc(before) if before else None
         values = {"session": session_id, "before": before_text}
@@ -511,12 +531,12 @@ class Journal:
         Raises:
             JournalError: the file cannot be written.
         """
-        if self.path.exists():
+        if self.is_begun():
             with self._connection() as connection:
                 self._settle_expired(connection)
 
     def _rows(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
-        if not self.path.exists():
+        if not self.is_begun():
             return []
         with self._connection() as connection:
             return connection.execute(query, values).fetchall()
@@ -612,10 +632,15 @@ class _NewerVersionError(sqlite3.Error):
     """The file was written by a later release."""
 
 
+class _UnsafeError(OSError):
+    """What stands in the journal's place is not the journal, or may be another user's."""
+
+
 _USUAL_ADVICE = "; make it writable, or move the file away to start a new one"
 _ADVICE: dict[str, str] = {
     "_NewerVersionError": "",
     "BlockingIOError": f": another program has had its folder locked for more than {_BUSY_SECONDS:g} s; close it",
+    "_UnsafeError": "",
     "SQLITE_BUSY": f" for more than {_BUSY_SECONDS:g} s; close the program that holds it",
     "SQLITE_FULL": "; make room on the disk",
 }
@@ -632,15 +657,44 @@ def _known_sum(column: str) -> str:
 
 
 def _make_private(path: Path) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        mode = path.stat().st_mode
-        if mode & 0o077:
-            with suppress(OSError):  # on a file system that only reads, reading still goes
-                path.chmod(mode & 0o700)
-    except FileNotFoundError:
-        # sqlite3 would make it readable for everybody.
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    """Make folder and file where there are none, and refuse what leads elsewhere or another user could have put there.
+
+    Hermes's home itself may be a link: who can change that can change what Hermes runs.
+    """
+    folder = path.parent
+    if folder.is_symlink():
+        raise _UnsafeError(f"its folder {_IS_A_LINK}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    home = folder.parent.stat()
+    _close_to_others(folder, "its folder", home)
+    for ending in ("", *_BESIDE):
+        file = path.with_name(path.name + ending)
+        with suppress(FileNotFoundError):
+            _close_to_others(file, file.name if ending else "it", home)
+    if not path.exists():
+        # sqlite3 would make it readable for everybody; and no link, should one have come in between.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600))
+
+
+def _close_to_others(path: Path, name: str, home: os.stat_result) -> None:
+    """See that it is ours and the only way to what it holds; then only its owner can read or write it.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    found = path.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        raise _UnsafeError(f"{name} {_IS_A_LINK}")
+    if not (stat.S_ISREG(found.st_mode) or (stat.S_ISDIR(found.st_mode) and name == "its folder")):
+        raise _UnsafeError(f"{name} is no plain file; move away what is there")
+    # The owner of Hermes's home says what Hermes runs, so this one may hold the journal too (root, in a container).
+    if hasattr(os, "geteuid") and found.st_uid not in {os.geteuid(), home.st_uid}:
+        raise _UnsafeError(f"{name} belongs to another user (ID {found.st_uid}); give it to yours, or run as that user")
+    if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+        raise _UnsafeError(f"{name} has a second name, a hard link; copy it, and move the copy into its place")
+    if found.st_mode & 0o077:
+        with suppress(OSError):  # on a file system that only reads, reading still goes
+            path.chmod(found.st_mode & 0o700)
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
@@ -677,7 +731,9 @@ def _set_aside(path: Path, now: datetime) -> Path | None:
 
 def _is_corrupt(path: Path) -> bool:
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=_BUSY_SECONDS)) as connection:
+        # As a URI, for a path may have a ? or # in it.
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS)) as connection:
             return bool(connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",))
     except sqlite3.Error as error:
         return error.sqlite_errorname in _CORRUPT

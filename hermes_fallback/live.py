@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
 
+from .explain import plain
+
 logger = logging.getLogger(__name__)
 
 _CLOSURE_DEPTH = 4
@@ -42,10 +44,10 @@ class LiveAgent:
     def notice(self, line: str) -> bool:
         """Show a line at once, on whatever surface the agent runs (0.19 run_agent.py `_emit_status`).
 
-        What was streamed before is closed first.
+        What was streamed before is closed first. A provider's words may be in the line: a terminal obeys none of them.
         """
         self.close_stream()
-        return self._call("_emit_status", line) is not _ABSENT
+        return self._call("_emit_status", plain(line)) is not _ABSENT
 
     def close_stream(self) -> None:
         """Close the box around what was streamed, as Hermes does before tools run.
@@ -60,6 +62,7 @@ class LiveAgent:
 
         Only then: the CLI takes whatever was streamed for the answer, and would not show one that was not.
         """
+        line = plain(line)
         streamed = bool(getattr(self._agent, "_current_streamed_assistant_text", ""))
         if not (streamed and self.stream(f"\n\n{line}\n")):
             self._call("_emit_status", line)

@@ -5,13 +5,37 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.world import HOME, ROOT, World
+from tests.world import HOME, ROOT, World, files_below, leaks, opened
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """No test passes that prints or logs a key, or has one in the words of its failure."""
+    report = yield
+    return without_keys(report)
+
+
+def without_keys(report: pytest.TestReport) -> pytest.TestReport:
+    """The report, of a failure if a key stands in it."""
+    said = [report.longreprtext, *(text for _, text in report.sections)]
+    if found := leaks(said):
+        report.outcome = "failed"
+        report.sections = []
+        report.longrepr = f"a key got out: {found}"
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """At the end, no key is in any file of any test."""
+    yield
+    found = leaks((), files=(*files_below(ROOT), *files_below(tmp_path_factory.getbasetemp())))
+    assert not found, found
 
 
 def pytest_unconfigure() -> None:
@@ -28,9 +52,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCap
     caplog.set_level(logging.INFO, logger="hermes_fallback")
     # Hermes waits seconds between its own tries; a test need not.
     monkeypatch.setattr("agent.conversation_loop.jittered_backoff", lambda *_, **__: 0.0)
-    with ExitStack() as stack:
-        made = World(stack, monkeypatch, tmp_path)
-        made.load()
+    with opened(monkeypatch, tmp_path) as made:
         yield made
 
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hermes_fallback import explain
 from hermes_fallback.cli import figures
 from hermes_fallback.cli.reporting import export, report, summary
 from hermes_fallback.cli.reporting.report import By, Report
@@ -323,4 +324,4 @@ def test_shares_and_names() -> None:
         "over 99%",
         "100%",
     ]
-    assert figures.plain("a\x1b[31mb\nc\u202ed\x9be\u2028f") == "a [31mb c d e f"
+    assert explain.plain("a\x1b[31mb\nc\u202ed\x9be\u2028f") == "a [31mb c d e f"

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from hermes_fallback import explain
 from hermes_fallback.cli import figures
 from hermes_fallback.cli.reporting import page, report
 from hermes_fallback.cli.reporting.report import By
@@ -291,7 +292,7 @@ def test_a_browser_shows_it_and_asks_nobody(tmp_path: Path) -> None:
         assert [line for line in asked if "example.invalid" in line] == []
         assert "Had every call gone to" in shown
         assert shown.count("<svg") == 3 + 4  # the charts, and the samples beside their words
-        assert html.escape(figures.plain(EVIL["model"]), quote=False) in shown
+        assert html.escape(explain.plain(EVIL["model"]), quote=False) in shown
         assert "<script" not in shown
         careless = tmp_path / "careless.html"
         careless.write_text(EVIL["trigger"])

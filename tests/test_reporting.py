@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hermes_fallback import executor
+from hermes_fallback import executor, explain
 from hermes_fallback.cli import figures, period, reporting
 from hermes_fallback.cli.reporting import export
 from hermes_fallback.cli.reporting.report import By
@@ -98,7 +98,7 @@ def test_on_a_terminal(home: Path) -> None:
     usd = 4 * (executor.cost(Tier("openai", "gpt-5.4"), 1_000_000, 0) or 0.0) + 0.5
     assert usd > 1
     assert f"Had every call gone to {TIER} about ${usd:.2f} (without 1 local call of unknown tokens)" in lines
-    model = figures.plain(EVIL["model"])
+    model = explain.plain(EVIL["model"])
     assert f"Would have escalated once to {model} because of risk: 1 call, about $0.1250." in lines
     assert f"{model} 1 1 100% 1,000 100 $0.5000 1 $0.1250" in lines
     assert any(line.startswith("Success: the calls that answered, of those") for line in lines)

@@ -2,16 +2,23 @@
 
 Hermes reads its home once at import, so all tests of a run share one, made here; each test writes its own config.yaml and
 starts with an empty journal. Nothing of the machine's own Hermes or keys is seen.
+
+Every key is a canary: `leaks` looks for it, after each test (conftest.py), in all that was written, shown and logged.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
 import os
+import re
+import stat
 import tempfile
+import time
 import uuid
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +89,8 @@ class World:
         self._stack = stack
         self._monkeypatch = monkeypatch
         self.folder = folder
+        self._screens: list[Screen] = []
+        self._answers: list[str] = []
         self.local = stack.enter_context(Endpoint(in_order([say("local answer")])))
         self.paid = stack.enter_context(Endpoint(in_order([say("paid answer")]), strict=True, key=KEY))
         monkeypatch.setenv("OPENAI_BASE_URL", self.paid.url)
@@ -120,7 +129,9 @@ class World:
     def command(self, text: str) -> str:
         """Give a slash command as Hermes does: the handler gets what stands behind the name."""
         handler: Callable[[str], str] = self.manager._plugin_commands["escalate"]["handler"]  # noqa: SLF001
-        return handler(text)
+        answer = handler(text)
+        self._answers.append(answer)
+        return answer
 
     def agent(self, *, session_id: str | None = None, screen: Screen | None = None, **options: Any) -> Any:
         """A Hermes agent on the local model; with a `screen`, somebody watches it stream."""
@@ -139,13 +150,35 @@ class World:
             },
         )
         if screen is not None:
+            self._screens.append(screen)
             agent.stream_delta_callback = screen.shown.append
             agent._print_fn = lambda *parts, **_: screen.shown.append(" ".join(map(str, parts)))  # noqa: SLF001
         return agent
 
     def ask(self, message: str = "do it", *, agent: Any = None, history: Any = None) -> Any:
         """Run one user turn; return Hermes's result."""
-        return (agent or self.agent()).run_conversation(message, conversation_history=history)
+        result = (agent or self.agent()).run_conversation(message, conversation_history=history)
+        self._answers.append(str(result["final_response"]))
+        return result
+
+    @property
+    def told(self) -> Iterator[str]:
+        """All that the user saw and was answered."""
+        yield from self._answers
+        yield from (screen.text for screen in self._screens)
+
+
+@contextmanager
+def opened(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[World]:
+    """A world with the plugin loaded; when it closes, no key is in what was written into Hermes's home or shown."""
+    # A second earlier, for clocks of file systems are coarse.
+    began = time.time() - 1
+    with ExitStack() as stack:
+        world = World(stack, monkeypatch, folder)
+        world.load()
+        yield world
+    found = leaks(world.told, files=files_below(ROOT, since=began))
+    assert not found, found
 
 
 def log_of(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[str]:
@@ -155,3 +188,54 @@ def log_of(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[
         for record in caplog.records
         if record.name.startswith("hermes_fallback") and record.levelno >= level
     ]
+
+
+# Where a key is put on purpose.
+_PLACES_OF_KEYS = frozenset({"config.yaml", ".env"})
+# So much of a key is a leak: what is shown of one to tell it from others, as Hermes does in its log, is less.
+_KEY_CHARS = 16
+
+
+def keys_in_use() -> frozenset[str]:
+    """The canary, and each key that the environment has now."""
+    named = (value for name, value in os.environ.items() if name.endswith(("_KEY", "_TOKEN", "_PASSWORD", "_SECRET")))
+    return frozenset({KEY, *(value for value in named if len(value) >= 8)})
+
+
+def leaks(texts: Iterable[str], *, files: Iterable[Path] = (), keys: Iterable[str] = ()) -> list[str]:
+    """Say where a key stands that stands nowhere: as it is, as base64, as hexadecimal digits, or as the hash of it."""
+    forms = re.compile(b"|".join(re.escape(form) for key in {*keys, *keys_in_use()} for form in _forms(key)))
+    told = filter(None, (forms.search(text.encode("utf-8", "surrogatepass")) for text in texts))
+    written = ((path, forms.search(_content(path))) for path in files if path.name not in _PLACES_OF_KEYS)
+    # What stands before a key says whose words it is in.
+    return [
+        *(f"behind {at.string[max(at.start() - 60, 0) : at.start()]!r}" for at in told),
+        *(f"in {path}, at byte {at.start()}" for path, at in written if at),
+    ]
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:  # a temporary one
+        return b""
+
+
+def _forms(key: str) -> Iterator[bytes]:
+    part = key.encode()[:_KEY_CHARS]
+    yield part
+    yield part.hex().encode()
+    yield hashlib.sha256(key.encode()).hexdigest()[:_KEY_CHARS].encode()
+    for before in range(3):
+        # Wherever the key begins in a group of three; the digits at both ends depend on what is beside it.
+        coded = base64.b64encode(b"\0" * before + part)
+        yield coded[-(-before * 8 // 6) : (before + len(part)) * 8 // 6]
+
+
+def files_below(folder: Path, *, since: float = 0.0) -> Iterator[Path]:
+    """The files below a folder that were written since then."""
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # a temporary one
+            found = path.lstat()
+            if stat.S_ISREG(found.st_mode) and found.st_mtime >= since:
+                yield path

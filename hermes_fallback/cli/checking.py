@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     states = set()
     for finding in _findings(live=args.live):
         mark = {"good": "  ", "doubtful": "? ", "broken": "! "}[finding.state]
-        print(f"{mark}{finding.text}", flush=True)
+        # Names and what providers and Hermes say are others' words.
+        print(explain.plain(f"{mark}{finding.text}"), flush=True)
         states.add(finding.state)
     if "broken" in states:
         return _TO_MEND

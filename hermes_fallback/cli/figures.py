@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 from .. import explain
 from ..explain import calls
 
 UNKNOWN = "unknown"
-
-# What may move a terminal's cursor, end a line or turn the direction of the writing.
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _SMALLEST_USD = 0.00005
 
 
@@ -48,8 +43,3 @@ def share(part: float | None) -> str:
     if 0 < part < 0.01:  # the percent sign says it
         return "under 1%"
     return "over 99%" if 0.99 < part < 1 else f"{part:.0%}"
-
-
-def plain(name: str) -> str:
-    """Return a name on one line without anything that a terminal would obey."""
-    return "".join(" " if unicodedata.category(char) in _UNSEEN else char for char in name)

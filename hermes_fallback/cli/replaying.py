@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
                 show(outcome)
             else:
                 faults += 1
-                print(f"replay: {outcome.name}: {outcome.fault}; skipped", file=sys.stderr)
+                print(explain.plain(f"replay: {outcome.name}: {outcome.fault}; skipped"), file=sys.stderr)
     if not args.json:
         table.close()
     return _FAULTS if faults else _GOOD
@@ -153,7 +153,8 @@ class _Table:
         self._triggers[firing.trigger] += 1
         self._input += firing.input_tokens
         self._output += firing.output_tokens
-        print(f"{outcome.name}  turn {firing.at}  {firing.trigger}: {firing.reason}{self._cost_of(firing)}")
+        told = f"{outcome.name}  turn {firing.at}  {firing.trigger}: {firing.reason}{self._cost_of(firing)}"
+        print(explain.plain(told))
 
     def close(self) -> None:
         """Print the sums."""

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 
-from .figures import plain
+from ..explain import plain
 
 _WIDE = 400
 

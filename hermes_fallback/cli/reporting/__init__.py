@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
     journal = Journal.of(host.hermes_home())
     until = datetime.now().astimezone()
     since: datetime = args.since.before(until)
-    is_recorded = journal.path.exists()
     try:
+        is_recorded = journal.is_begun()
         # A task may have been helped before the period in which it ended.
         paid = journal.paid_calls(since=since - _LONGEST_TASK)
         tasks = journal.local_tasks(since=since)
@@ -245,7 +245,11 @@ def _write(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    path = path.resolve()
+    if path.is_symlink():
+        # In a folder that all may write, it may lead anywhere, by the will of another.
+        if hasattr(os, "geteuid") and path.lstat().st_uid != os.geteuid():
+            raise OSError("it is a link that another user made")
+        path = path.resolve()
     if path.exists() and not path.is_file():
         raise OSError("it is there and is no plain file")
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")

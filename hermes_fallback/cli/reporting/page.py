@@ -84,7 +84,7 @@ def page(make: Maker, *, by: By) -> str:
     triggers = make(by="trigger")
     local = report.totals.local
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"plain": figures.plain, "count": figures.count, "share": figures.share}
+    environment.filters |= {"plain": explain.plain, "count": figures.count, "share": figures.share}
     environment.globals |= {
         "money": figures.money,
         "about": summary.about,
