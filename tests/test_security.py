@@ -385,6 +385,16 @@ def test_a_provider_that_quotes_the_key(world: World, caplog: pytest.LogCaptureF
     assert leaks((), files=(page, world.adapter.journal.path)) == []
 
 
+def test_a_key_of_somebody_elses(world: World) -> None:
+    """A provider may name one that is not in this environment: it is known by its form, or as a litellm proxy's hash."""
+    others = ("sk-of-another-4f5e6d7c", "AIzaSyA-0123456789", "ab" * 32)
+    world.paid.script = in_order([fail(400, f"no such keys: {', '.join(others)}")])
+    world.local.script = in_order([*(missing({}, number) for number in range(3)), say("local")])
+    screen = Screen()
+    world.ask(agent=world.agent(screen=screen))
+    assert "no such keys: ***, ***, ***" in screen.text
+
+
 def test_a_key_that_looks_like_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A key is known by its value where it has no form, also at the place where a quotation is cut; the log is plain."""
     monkeypatch.setenv("TIER_KEY", "q7f3q9x2m5k8w1z4v6t")
