@@ -180,9 +180,7 @@ def _hand_over(decision: Escalate, task: Task, tier: Tier, *, reason: str) -> ob
     if decision.held is None:
         journal_id = task.journal.open_escalation(task.opening(decision, tier, reason))
         task.live.notice(f"{SIGN} {task.local_model} → {tier.name}: {reason}")
-        task.ledger.append(
-            Escalated(task.clock(), decision.tier, tier.name, decision.trigger, decision.evidence, journal_id)
-        )
+        task.ledger.append(_taken(decision, task, tier, journal_id))
         logger.info(
             "escalated session=%s from=%s to=%s trigger=%s because: %s",
             task.session_id,
@@ -248,12 +246,10 @@ def _call_primary(tier: Tier, task: Task, request: Mapping[str, Any]) -> Reply:
 
 
 def _answered(decision: Escalate, task: Task, tier: Tier, reply: Reply, *, reason: str, journal_id: int) -> None:
-    now = task.clock()
     # Anew, too, where the row of the one that holds was gone.
     if decision.held is None or decision.held.journal_id != journal_id:
-        escalated = Escalated(now, decision.tier, tier.name, decision.trigger, decision.evidence, journal_id)
-        task.ledger.append(escalated)
-    task.ledger.append(TierReplied(now, decision.tier))
+        task.ledger.append(_taken(decision, task, tier, journal_id))
+    task.ledger.append(TierReplied(task.clock(), decision.tier))
     logger.log(
         logging.DEBUG if decision.held else logging.INFO,
         "escalated session=%s from=%s to=%s trigger=%s because: %s (%.1f s, %s)",
@@ -264,6 +260,19 @@ def _answered(decision: Escalate, task: Task, tier: Tier, reply: Reply, *, reaso
         reason,
         reply.seconds,
         explain.usage(reply.input_tokens, reply.output_tokens, reply.cost_usd),
+    )
+
+
+def _taken(decision: Escalate, task: Task, tier: Tier, journal_id: int) -> Escalated:
+    for_session = decision.held.for_session if decision.held else task.config.policy.hold == "session"
+    return Escalated(
+        task.clock(),
+        decision.tier,
+        tier.name,
+        decision.trigger,
+        decision.evidence,
+        journal_id,
+        for_session=for_session,
     )
 
 

@@ -180,7 +180,8 @@ class SwitchedAuto:
 class Escalated:
     """A tier took the task over: it gave its first reply. `journal_id` is the escalation's row.
 
-    `is_shadow`: it would have, were it not for `enabled: shadow`.
+    `is_shadow`: it would have, were it not for `enabled: shadow`. `for_session`: it took the session, and not the task
+    alone, for that was the `hold` when it did.
     """
 
     at: float
@@ -190,6 +191,7 @@ class Escalated:
     evidence: tuple[Event, ...]
     journal_id: int
     is_shadow: bool = False
+    for_session: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,7 +260,11 @@ class Journal:
             answer = fit(self._spent(connection, task_id=task_id, account=account))
             if isinstance(answer, Exceeded):
                 return answer
-            if isinstance(escalation, int) and otherwise is not None and not _has_row(connection, escalation):
+            if (
+                isinstance(escalation, int)
+                and otherwise is not None
+                and not _is_row_of(connection, escalation, otherwise)
+            ):
                 escalation = otherwise
             row = escalation if isinstance(escalation, int) else self._open(connection, escalation)
             call = self._start(
@@ -646,9 +650,10 @@ _ADVICE: dict[str, str] = {
 }
 
 
-def _has_row(connection: sqlite3.Connection, escalation: int) -> bool:
-    query = "SELECT 1 FROM escalations WHERE id = ? AND NOT is_shadow"
-    return connection.execute(query, (escalation,)).fetchone() is not None
+def _is_row_of(connection: sqlite3.Connection, escalation: int, opening: Opening) -> bool:
+    # A new file gives the ids of the old one again: to another session, or another model.
+    query = "SELECT 1 FROM escalations WHERE id = ? AND session_id = ? AND to_model = ? AND NOT is_shadow"
+    return connection.execute(query, (escalation, opening.session_id, opening.to_model)).fetchone() is not None
 
 
 def _known_sum(column: str) -> str:

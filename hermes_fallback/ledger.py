@@ -112,19 +112,20 @@ class Ledgers:
             self._by_session.pop(session_id, None)
 
 
-def _carried_over(events: Iterable[Event]) -> list[Event]:
+def _carried_over(events: Sequence[Event]) -> list[Event]:
     escalated: Event | None = None
     switched: Event | None = None
     request: Event | None = None
     consent: Event | None = None
     border: Event | None = None
-    earlier: list[Event] = []
     for event in events:
         match event:
             case Escalated():
-                # What led to it is used up.
-                escalated, request, earlier = event, None, []
-            case SwitchedOff() | SwitchedAuto():
+                escalated, request = event, None
+            case SwitchedOff():
+                # It ends what holds, and a later SwitchedAuto, of which alone there is a place, does not bring it back.
+                switched, escalated, request = event, None, None
+            case SwitchedAuto():
                 switched = event
             case EscalationRequested():
                 request = event
@@ -134,18 +135,31 @@ def _carried_over(events: Iterable[Event]) -> list[Event]:
                 request, border = None, event
             case TurnStarted():
                 border = event
-                earlier.append(event)
-            case ToolSucceeded() | ToolFailed() | ReplyAccepted() | ReplyInvalid():
-                earlier.append(event)
             case _:
                 pass
     if border is None:
         return list(events)
     recent = [
-        event for event in _still_telling(earlier) if event is not border and border.at - event.at <= EARLIER_SECONDS
+        event
+        for event in _still_telling(_since_escalated(events))
+        if event is not border and border.at - event.at <= EARLIER_SECONDS
     ]
     carried = [event for event in (escalated, switched, request, consent) if event is not None]
     return [*sorted([*recent[-MAX_EARLIER:], *carried], key=lambda event: event.at), border]
+
+
+def _since_escalated(events: Iterable[Event]) -> list[Event]:
+    """Return what models and tools did; what led to an escalation is used up."""
+    done: list[Event] = []
+    for event in events:
+        match event:
+            case Escalated():
+                done.clear()
+            case TurnStarted() | ToolSucceeded() | ToolFailed() | ReplyAccepted() | ReplyInvalid():
+                done.append(event)
+            case _:
+                pass
+    return done
 
 
 def _still_telling(earlier: Sequence[Event]) -> list[Event]:

@@ -110,7 +110,8 @@ def holding(events: Sequence[Event], policy: Policy, names: Sequence[str] | None
     """Return the escalation whose tier has the task now, if one has.
 
     With `names`, only as long as the tier is in its place in the ladder: a session may be held over tasks of several
-    types, and the configuration may change. What was in shadow holds in shadow alone, where nothing else does.
+    types, and the configuration may change. What took a task alone does not come back by a later `hold: session`, and
+    what was in shadow holds in shadow alone, where nothing else does.
     """
     replies = 0
     in_this_task = True
@@ -126,9 +127,11 @@ def holding(events: Sequence[Event], policy: Policy, names: Sequence[str] | None
                 moved = names is not None and event.model not in names[event.tier : event.tier + 1]
                 if moved or event.is_shadow != policy.is_shadow:
                     return None
-                if policy.hold == "session" or (in_this_task and (policy.hold == "task" or replies < policy.hold)):
-                    return event
-                return None
+                if in_this_task:
+                    holds = isinstance(policy.hold, str) or replies < policy.hold
+                else:
+                    holds = policy.hold == "session" and event.for_session
+                return event if holds else None
     return None
 
 

@@ -31,9 +31,17 @@ def begin(decision: Decision, task: Task) -> None:
         task.ledger.append(EscalationFailed(task.clock(), decision.tier, str(error), transient=False))
         logger.warning("session=%s: a shadow escalation could not be written: %s", task.session_id, error)
         return
-    now = task.clock()
     task.ledger.append(
-        Escalated(now, decision.tier, tier.name, decision.trigger, decision.evidence, row, is_shadow=True)
+        Escalated(
+            task.clock(),
+            decision.tier,
+            tier.name,
+            decision.trigger,
+            decision.evidence,
+            row,
+            is_shadow=True,
+            for_session=task.config.policy.hold == "session",
+        )
     )
 
 

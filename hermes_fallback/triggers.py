@@ -21,6 +21,7 @@ from .events import (
     ReplyAccepted,
     ReplyInvalid,
     SelfChecked,
+    SwitchedOff,
     TierReplied,
     ToolFailed,
     ToolSucceeded,
@@ -188,10 +189,10 @@ def task_timeout(observed: Sequence[Event], limits: Limits) -> Evidence | None:
 
 
 def user_request(observed: Sequence[Event], limits: Limits) -> Evidence | None:
-    """Match the user's /escalate, until the task that it was meant for has ended."""
+    """Match the user's /escalate, until the task that it was meant for has ended, or the user said /escalate off."""
     del limits
     for event in reversed(observed):
-        if isinstance(event, TurnEnded):
+        if isinstance(event, TurnEnded | SwitchedOff):
             return None
         if isinstance(event, EscalationRequested):
             return (event,)

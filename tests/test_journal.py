@@ -460,6 +460,24 @@ def test_a_corrupt_file_stays_while_it_is_open(tmp_path: Path, monkeypatch: pyte
     answered(journal, opening(), NOTHING_USED)
 
 
+def test_a_new_file_gives_the_old_ids_again(tmp_path: Path) -> None:
+    """What is held in one session is not written down for another that has its number in a new file."""
+    journal = Journal(tmp_path)
+    held = answered(journal, opening("one"), NOTHING_USED)
+    journal.path.unlink()
+    assert answered(journal, opening("two"), Usage(1, 1, 0.25)) == held
+
+    def go_on() -> Reserved:
+        account = {"turn_id": "t", "task_id": "t", "account": "one"}
+        reserved = journal.reserve(held, **account, seconds=1, fit=allow(1.0), otherwise=opening("one"))
+        assert isinstance(reserved, Reserved)
+        return reserved
+
+    assert go_on().escalation != held
+    assert journal.spent(task_id="", account="two").session == 0.25
+    assert journal.spent(task_id="", account="one").session == 1.0
+
+
 def test_a_locked_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A database that another program holds for too long: no call, and the message says what to do."""
     monkeypatch.setattr("hermes_fallback.journal._BUSY_SECONDS", 0.2)

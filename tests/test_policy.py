@@ -29,7 +29,7 @@ from hermes_fallback.events import (
     TypeMatched,
 )
 from hermes_fallback.ledger import EARLIER_SECONDS, MAX_EARLIER, MAX_EVENTS, SPARE, Ledger
-from hermes_fallback.policy import COOLDOWN_SECONDS, Decision, Escalate, Stay, decide, holding
+from hermes_fallback.policy import COOLDOWN_SECONDS, Decision, Escalate, Stay, decide, holding, is_off
 
 START = TurnStarted(0.0, "turn", "local")
 ENDED = TurnEnded(0.0)
@@ -192,11 +192,15 @@ CASES = [
     Case("asked while idle", (ASKED, START), Escalate(0, ASK, (ASKED,))),
     Case("asked for a task that is over", (ASKED, ENDED), Stay()),
     case("asked while off", OFF, ASKED, expected=Escalate(0, ASK, (ASKED,))),
+    case("off after asking", ASKED, OFF),
+    Case("off after asking while idle", (ASKED, OFF, START), Stay()),
     case("off", OFF, *THREE_FAILURES),
     case("auto again", OFF, AUTO, *THREE_FAILURES, expected=Escalate(0, F, THREE_FAILURES)),
     case("held to the end of the task", up(), REPLIED, ok("a"), REPLIED, expected=Escalate(0, ASK, (), up())),
     Case("not held in the next task", (up(), START), Stay()),
     Case("held for the session", (up(), START), Escalate(0, ASK, (), up()), replace(RULES, hold="session")),
+    Case("taken for its task, before `hold: session`", (replace(up(), for_session=False), START), Stay(), replace(RULES, hold="session")),
+    case("held for its task, whatever `hold` was", replace(up(), for_session=False), expected=Escalate(0, ASK, (), replace(up(), for_session=False))),
     case("held for two calls", up(), REPLIED, policy=replace(RULES, hold=2), expected=Escalate(0, ASK, (), up())),
     case("two calls are over", up(), REPLIED, REPLIED, policy=replace(RULES, hold=2)),
     case("old evidence is used up", *THREE_FAILURES, up(), REPLIED, failed("d"), policy=replace(RULES, hold=1)),
@@ -269,8 +273,8 @@ def test_decision(case: Case) -> None:
 def test_ledger_keeps_what_the_next_task_needs() -> None:
     """A new turn lets go of the last one, but not of the user's words nor of who had the task."""
     ledger = Ledger()
-    ledger.append(START, failed("a"), up(at=1.0), REPLIED, replace(OFF, at=2.0), ENDED, replace(ASKED, at=3.0), START)
-    assert ledger.events() == (up(at=1.0), replace(OFF, at=2.0), replace(ASKED, at=3.0), START)
+    ledger.append(START, failed("a"), up(at=1.0), REPLIED, replace(AUTO, at=2.0), ENDED, replace(ASKED, at=3.0), START)
+    assert ledger.events() == (up(at=1.0), replace(AUTO, at=2.0), replace(ASKED, at=3.0), START)
 
 
 def test_request_of_a_finished_task_is_not_carried_over() -> None:
@@ -278,6 +282,14 @@ def test_request_of_a_finished_task_is_not_carried_over() -> None:
     ledger = Ledger()
     ledger.append(START, ASKED, ENDED, START)
     assert ledger.events() == (START,)
+
+
+def test_a_held_session_does_not_come_back_when_it_is_switched_on_again() -> None:
+    """`/escalate off` ends what holds for the session; `/escalate auto`, any number of messages later, begins anew."""
+    ledger = Ledger()
+    ledger.append(up(), START, OFF, START, AUTO, START)
+    assert holding(ledger.events(), replace(RULES, hold="session")) is None
+    assert not is_off(ledger.events())
 
 
 def test_ledger_is_bounded_and_keeps_landmarks() -> None:
