@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .fingerprint import Fingerprint
+
 FaultKind = Literal[
     "empty",
     "tool_call_as_text",
@@ -39,7 +41,7 @@ Sign = ResultSign | ReplySign | MessageSign
 TROUBLE: frozenset[str] = frozenset({"rejected", "empty", "cannot", "cannot_say"})
 """The signs that a task goes badly; the others say what was asked for and done."""
 
-UNCHANGED = "unchanged"
+UNCHANGED: Fingerprint = -1
 """Result fingerprint for "the same as this call gave last time", which Hermes says of a file read again."""
 
 
@@ -66,8 +68,8 @@ class ToolSucceeded:
 
     at: float
     tool: str
-    call: str
-    result: str
+    call: Fingerprint
+    result: Fingerprint
     signs: tuple[ResultSign, ...] = ()
 
 
@@ -82,10 +84,10 @@ class ToolFailed:
 
     at: float
     tool: str
-    call: str
-    result: str
+    call: Fingerprint
+    result: Fingerprint
     error: str
-    kind: str | None
+    kind: Fingerprint | None
     command: bool = False
     on_purpose: bool = False
     signs: tuple[ResultSign, ...] = ()

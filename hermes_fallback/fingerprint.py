@@ -11,6 +11,11 @@ import json
 import re
 from collections.abc import Mapping
 
+from .hinted import Hinted
+
+Fingerprint = int
+"""Of 64 bits: a session keeps hundreds of them."""
+
 # Enough to see any error or page; the rest of a large result is hashed as it is, at the speed of the hash.
 _NORMALISED_CHARS = 4096
 
@@ -32,11 +37,11 @@ _VOLATILE = re.compile(
 )
 # What Hermes appends to a result for the model, after our hook has seen it (0.19 agent/tool_guardrails.py).
 _NOTICE = re.compile(r"\n\n\[Tool loop (?:warning|hard stop): [^\n]*\]\s*\Z")
-_NAMES_AND_NUMBERS = re.compile(r"""'[^'\n]*'|"[^"\n]*"|`[^`\n]*`|(?:[\w.~-]*/)+[\w.*-]*|\b[\w-]+\.\w{1,5}\b|\d+""")
+_QUOTED = re.compile(r"""'[^'\n]*'|"[^"\n]*"|`[^`\n]*`""")
+_PUNCTUATION = str.maketrans(dict.fromkeys("!(),:;<=>?[]{|}", " "))
 
-# A pattern is only tried on a text with one of its hints in it: to look for those costs next to nothing.
-_ERROR_WORDS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = tuple(
-    (tuple(hints.split("|")), re.compile(pattern, re.IGNORECASE), words)
+_ERROR_WORDS = tuple(
+    (Hinted(hints, pattern), words)
     for hints, pattern, words in (
         (
             "no such file|file not found|not found: |does not exist|enoent",
@@ -95,7 +100,7 @@ _ERROR_WORDS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = tuple(
 )
 
 
-def call_fingerprint(tool: str, arguments: object) -> str:
+def call_fingerprint(tool: str, arguments: object) -> Fingerprint:
     """Identify a call by its tool and canonical arguments (key order does not matter)."""
     return digest(f"{tool}\0{_canonical(arguments)}")
 
@@ -108,7 +113,7 @@ def excerpt(result: str) -> str:
     return f"{result[:_NORMALISED_CHARS]}\0{middle}\0{result[-_NORMALISED_CHARS:]}"
 
 
-def without_volatile(text: str) -> str:
+def without_volatile(text: str) -> Fingerprint:
     """Identify a text with its volatile fields taken out."""
     return digest(_VOLATILE.sub("#", text))
 
@@ -118,24 +123,19 @@ def without_notice(result: str) -> str:
     return _NOTICE.sub("", result) if result.endswith("]") else result
 
 
-def error_kind(message: str) -> str | None:
+def error_kind(message: str) -> Fingerprint | None:
     """Identify the kind of an error: its text without names, paths, quotations and numbers; None if nothing is left."""
-    kind = " ".join(_NAMES_AND_NUMBERS.sub(" ", message[-_NORMALISED_CHARS:]).split()).lower()
-    return digest(kind) if any(letter.isalpha() for letter in kind) else None
+    said = _QUOTED.sub(" ", message[-_NORMALISED_CHARS:]).translate(_PUNCTUATION)
+    # A word with anything else in it than letters is a path, a name or a number.
+    kind = " ".join([word for word in (word.rstrip(".") for word in said.lower().split()) if word.isalpha()])
+    return digest(kind) if kind else None
 
 
 def error_words(message: str) -> str | None:
     """Say in words of our own what an error is, or None when it is none that we know: its text is never quoted."""
     tail = message[-_NORMALISED_CHARS:]
     lower = tail.lower()
-    return next(
-        (
-            words
-            for hints, pattern, words in _ERROR_WORDS
-            if any(hint in lower for hint in hints) and pattern.search(tail)
-        ),
-        None,
-    )
+    return next((words for hinted, words in _ERROR_WORDS if hinted.search(tail, lower)), None)
 
 
 def exit_status(result: Mapping[str, object]) -> int | None:
@@ -147,7 +147,8 @@ def exit_status(result: Mapping[str, object]) -> int | None:
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode
 
 
-def digest(text: str) -> str:
+def digest(text: str) -> Fingerprint:
     """Identify a text as it is."""
     # Models and terminals produce unpaired surrogates, which strict UTF-8 refuses; only equality matters here.
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    whole = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(whole, "big")

@@ -20,6 +20,7 @@ from . import fingerprint, handoff, signs
 from .budget import Usage
 from .config import Config
 from .events import UNCHANGED, CallFailed, CallFailure, ReplySign, ToolFailed, ToolSucceeded
+from .fingerprint import Fingerprint
 from .live import approval_callback
 from .names import Names
 from .replies import Call, LocalReply, without_thinking
@@ -161,7 +162,7 @@ def tool_event(
     status: str,
     error: object,
     names: Names,
-    printed: str | None = None,
+    printed: Fingerprint | None = None,
 ) -> ToolFailed | ToolSucceeded | None:
     """Return what a tool's result says of the model; None when it was denied, blocked or stopped.
 

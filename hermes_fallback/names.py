@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import fingerprint
+from .fingerprint import Fingerprint
 
 _KEPT_CHARS = 8192
 """How much text is kept of calls that have given one thing so far: a loop of four pages of 2 KB shows in it."""
@@ -24,11 +25,11 @@ class Names:
         self._results = _Alike(fingerprint.without_volatile)
         self._errors = _Alike(fingerprint.error_kind)
 
-    def of_result(self, call: str, result: str) -> str:
+    def of_result(self, call: Fingerprint, result: str) -> Fingerprint:
         """Name a result of a call (`call_fingerprint`): as the one before it if only volatile fields differ."""
         return self._results.name(call, fingerprint.excerpt(fingerprint.without_notice(result)))
 
-    def of_error(self, tool: str, message: str) -> str | None:
+    def of_error(self, tool: str, message: str) -> Fingerprint | None:
         """Name the kind of an error of a tool; None when it says nothing."""
         return self._errors.name(tool, message) if any(map(str.isalpha, message)) else None
 
@@ -39,15 +40,15 @@ class _Alike:
     Where `normalise` says None, nothing is left to compare: such a text is the same as itself alone.
     """
 
-    def __init__(self, normalise: Callable[[str], str | None]) -> None:
+    def __init__(self, normalise: Callable[[str], Fingerprint | None]) -> None:
         self._normalise = normalise
         self._lock = threading.Lock()
-        self._once: dict[str, tuple[str, str]] = {}
+        self._once: dict[Fingerprint | str, tuple[Fingerprint, str]] = {}
         """Group → name and text of all that came so far; the newest group last."""
-        self._names: dict[str, dict[str, str]] = {}
+        self._names: dict[Fingerprint | str, dict[Fingerprint, Fingerprint]] = {}
         """Group → what identifies a text, as it came or normalised → its name."""
 
-    def name(self, group: str, text: str) -> str:
+    def name(self, group: Fingerprint | str, text: str) -> Fingerprint:
         own = fingerprint.digest(text)
         with self._lock:
             names = self._names.get(group)
@@ -62,21 +63,21 @@ class _Alike:
             self._named(names, first, kept)
             return self._named(names, own, text)
 
-    def _named(self, names: dict[str, str], own: str, text: str) -> str:
+    def _named(self, names: dict[Fingerprint, Fingerprint], own: Fingerprint, text: str) -> Fingerprint:
         if own not in names:
             kind = self._normalise(text)
             names[own] = own if kind is None else names.setdefault(kind, own)
             _shrink(names, _KEPT_NAMES)
         return names[own]
 
-    def _keep(self, group: str, name: str, text: str) -> None:
+    def _keep(self, group: Fingerprint | str, name: Fingerprint, text: str) -> None:
         self._once[group] = (name, text)
         while len(self._once) > 1 and sum(len(text) for _, text in self._once.values()) > _KEPT_CHARS:
             _shrink(self._once, len(self._once) - 1)
         _shrink(self._once, _KEPT_GROUPS)
 
 
-def _shrink(entries: dict[str, Any], most: int) -> None:
+def _shrink(entries: dict[Any, Any], most: int) -> None:
     """Let the oldest go."""
     while len(entries) > most:
         del entries[next(iter(entries))]

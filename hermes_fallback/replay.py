@@ -20,6 +20,7 @@ from typing import Any, Literal
 from . import explain, fingerprint, handoff, host, signs
 from .config import Policy
 from .events import Escalated, Event, ReplyAccepted, ReplyInvalid, TriggerName, TurnEnded, TurnStarted
+from .fingerprint import Fingerprint
 from .ledger import Ledger
 from .names import Names
 from .policy import Escalate, decide
@@ -301,11 +302,11 @@ def _error_of(text: str) -> str | None:
     return str(error) if error else None
 
 
-def _known_fingerprint(result: Mapping[str, Any], text: str) -> str | None:
+def _known_fingerprint(result: Mapping[str, Any], text: str) -> Fingerprint | None:
     """Return the recorded hash of a result that was recorded in part."""
     length = result.get("len")
     whole = result.get("sha") if isinstance(length, int) and length > len(text) else None
-    return None if whole is None else f"sha:{whole}"
+    return None if whole is None else fingerprint.digest(f"sha:{whole}")
 
 
 def _rest(messages: Sequence[Mapping[str, Any]], at: int) -> tuple[int, int, int]:
@@ -360,7 +361,7 @@ def _recorded_event(events: Sequence[Mapping[str, Any]], at: int, names: Names) 
                 error=_error_of(result),
                 names=names,
                 # A result that was not recorded is not known to be the same as another.
-                printed=f"unknown:{at}" if event.get("no_result") else None,
+                printed=fingerprint.digest(f"unknown:{at}") if event.get("no_result") else None,
             )
             return [] if made is None else [made]
         case _:

@@ -97,7 +97,10 @@ def is_repetition(text: str) -> bool:
 
 
 def _repeats(tail: str, text: str, *, least: int) -> bool:
-    if len(tail) < least or len(zlib.compress(tail.encode("utf-8", "replace"), 1)) > len(tail) * 0.35:
+    # What repeats six times ends in words that stood there before; to look for them costs nothing.
+    if len(tail) < least or tail.find(tail[-_ENDING_CHARS:]) == len(tail) - _ENDING_CHARS:
+        return False
+    if len(zlib.compress(tail.encode("utf-8", "replace"), 1)) > len(tail) * 0.35:
         return False
     period, covered = _period_at_end(tail)
     unit = tail[-period:]
@@ -131,6 +134,7 @@ def _after_code(text: str) -> str:
 
 _TAIL_CHARS = 4000
 _MIN_REPEATED_CHARS = 240
+_ENDING_CHARS = 64
 _MIN_REPEATS = 6
 _ENDLESS_CHARS = 2000
 _MAX_UNIT_CHARS = 500  # whole paragraphs that come again are a text with a refrain, unless they come many times

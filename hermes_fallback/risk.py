@@ -14,6 +14,7 @@ from functools import cache
 from importlib.resources import files
 
 from .events import Event, ReplyAccepted, ToolFailed, ToolSucceeded, TurnStarted
+from .fingerprint import Fingerprint
 
 COUNTS = (
     "failures_in_a_row",
@@ -66,7 +67,7 @@ def counts(events: Sequence[Event]) -> tuple[int, ...]:  # noqa: C901  # one pas
     events = events[-_WINDOW:]
     in_a_row = same_results = rejected = empty = cannot = cannot_say = 0
     asked = False
-    results: set[tuple[str, str]] = set()
+    results: set[tuple[Fingerprint, Fingerprint]] = set()
     for event in events:
         if isinstance(event, ReplyAccepted):
             asked = False

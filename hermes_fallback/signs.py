@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from .events import MessageSign, ReplySign, ResultSign
+from .hinted import Hinted
 
 # A verdict is short ("Your answer is wrong."); in a page or a listing the same words are its content.
 _VERDICT_CHARS = 120
@@ -29,10 +30,10 @@ _REJECTED = re.compile(
     re.IGNORECASE,
 )
 _EMPTY = frozenset({"", "[]", "{}", "()", "null", "None", "[(None,)]"})
-_CANNOT = re.compile(
+_CANNOT = Hinted(
+    "unable to|can|could|n't|n’t|not able|impossible|not possible|unfortunately|no way|not have",
     r"\b(?:unable to|cannot|can['’]t|could not|couldn['’]t|not able to|impossible|not possible|unfortunately|no way to"
     r"|do not have access|don['’]t have)\b",
-    re.IGNORECASE,
 )
 _CANNOT_SAY = re.compile(
     r"\b(?:I|we)\b[^.?!\n]{0,20}?(?:n['’]t|\b(?:do not|cannot|can not|unable to|no longer))"
@@ -48,34 +49,35 @@ _WORK = (
 _NOW = (
     r"(?:(?!\b(?:once|after|when|if|until|you|every|tomorrow|later|next time|from now on|as (?:it|they))\b)[^.?!\n])*"
 )
-_ANNOUNCES = re.compile(
+_ANNOUNCES = Hinted(
+    "let me|allow me|i'll|i’ll|i will|going to",
     r"(?:\A|[.!?:\n]\s*)(?:(?:ok(?:ay)?|sure|alright|great|now|first|next|then|so|certainly|of course)[,!.:]?\s+)*"
     rf"(?:(?:let me|allow me to)\b(?!\s+know){_NOW}?\b(?:{_WORK})\b{_NOW}(?:\.\w+\b[^.?!\n]*)*[.:…!\s`]*"
     rf"|(?:I['’]ll|I will|I['’]m going to|I am going to)\b{_NOW}?\b(?:{_WORK})\b{_NOW}(?:\.\w+\b[^.?!\n]*)*"
     r"(?:\b(?:now|first)\b[.!\s`]*|[:…][\s`]*|\.\.\.[\s`]*))\Z",
-    re.IGNORECASE,
 )
 _MADE = (
     r"created|updated|fixed|written|wrote|added|changed|edited|renamed|deleted|removed|implemented|saved|modified"
     r"|refactored|installed|moved|replaced|inserted|appended"
 )
-_CLAIMS_DONE = re.compile(
+_CLAIMS_DONE = Hinted(
+    f"{_MADE}|done|all set",
     rf"\bI(?:['’]ve| have)? (?:now |just |successfully )*(?:{_MADE})\b"
     rf"|\b(?:has|have|is|are|was|were) (?:now |been |successfully )+(?:{_MADE})\b|^\W*done\b|\ball (?:done|set)\b",
-    re.IGNORECASE | re.MULTILINE,
+    re.MULTILINE,
 )
-_NOTHING_TO_DO = re.compile(
-    r"\balready\b|\bnothing (?:was|had to be|needs? to be|to) (?:changed?|done?)\b", re.IGNORECASE
+_NOTHING_TO_DO = Hinted(
+    "already|nothing", r"\balready\b|\bnothing (?:was|had to be|needs? to be|to) (?:changed?|done?)\b"
 )
 # A courtesy at the end is no question.
-_OFFERS = re.compile(
+_OFFERS = Hinted(
+    "let me know|anything else|any |further |how |what ",
     r"\b(?:let me know|anything else|any other|any (?:further )?questions|further (?:help|assistance|questions)"
     r"|(?:how|what) (?:else )?(?:can|may) I (?:help|do|assist))\b",
-    re.IGNORECASE,
 )
-_ASKS = re.compile(
+_ASKS = Hinted(
+    "?|please|could you|can you|kindly",
     r"\?|\b(?:please|could you|can you|kindly) (?:provide|confirm|tell|specify|share|clarify|send|upload|paste|let me)",
-    re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
@@ -193,19 +195,25 @@ def _commands(arguments: object) -> list[str]:
 
 
 def _of_reply(text: str, ending: str, *, ends_turn: bool, unaided: bool) -> Iterator[ReplySign]:
-    if _CANNOT.search(text):
+    lower = text.lower()
+    if _CANNOT.search(text, lower):
         yield "cannot"
     if not ends_turn:
         return
-    sentences = [sentence for sentence in _SENTENCE_END.split(ending) if sentence.strip()]
-    if any(_ASKS.search(sentence) and not _OFFERS.search(sentence) for sentence in sentences):
+    lower_ending = ending.lower()
+    if _ASKS.search(ending, lower_ending) and any(map(_is_question, _SENTENCE_END.split(ending))):
         yield "asks"
-    if _ANNOUNCES.search(ending):
+    if _ANNOUNCES.search(ending, lower_ending):
         yield "announces"
-    if _CLAIMS_DONE.search(text) and not _NOTHING_TO_DO.search(text):
+    if _CLAIMS_DONE.search(text, lower) and not _NOTHING_TO_DO.search(text, lower):
         yield "claims_done"
     if unaided:
         yield "unaided"
+
+
+def _is_question(sentence: str) -> bool:
+    lower = sentence.lower()
+    return _ASKS.search(sentence, lower) and not _OFFERS.search(sentence, lower)
 
 
 def _of_message(text: str) -> Iterator[MessageSign]:

@@ -31,6 +31,7 @@ from .events import (
     TypeMatched,
     is_telling,
 )
+from .fingerprint import Fingerprint
 
 # Hermes gives up after three unusable replies, or three failed calls, in a row (0.19 agent/conversation_loop.py:
 # `_invalid_tool_retries >= 3`, `_empty_content_retries < 3`, `api_max_retries` 3), whatever the user's `after` says.
@@ -66,7 +67,7 @@ def repeated_tool_failure(observed: Sequence[Event], limits: Limits) -> Evidence
     wanted = {key for event in _newest(observed) if isinstance(event, ToolFailed) for key in _failure_keys(event)}
     if not wanted:
         return None
-    failures: defaultdict[tuple[str, ...], list[Event]] = defaultdict(list)
+    failures: defaultdict[tuple[str | Fingerprint, ...], list[Event]] = defaultdict(list)
     for event in _failures_and_changes(observed, changes=any(key[0] == "command" for key in wanted)):
         if isinstance(event, ToolSucceeded):
             for key in wanted:
@@ -101,9 +102,9 @@ def no_progress(observed: Sequence[Event], limits: Limits) -> Evidence | None:
     newest = [event for event in _newest(observed) if isinstance(event, Call)]
     if not any(_came_before(event, observed, times=limits.after) for event in newest):
         return None
-    seen: dict[tuple[str, str], list[Event]] = {}
-    last_result: dict[str, str] = {}
-    repeats: defaultdict[tuple[str, str], int] = defaultdict(int)
+    seen: dict[tuple[Fingerprint, Fingerprint], list[Event]] = {}
+    last_result: dict[Fingerprint, Fingerprint] = {}
+    repeats: defaultdict[tuple[Fingerprint, Fingerprint], int] = defaultdict(int)
     matched: Evidence | None = None
     for event in observed:
         if not isinstance(event, Call) or "polls" in event.signs:
@@ -257,7 +258,7 @@ def _failures_and_changes(observed: Sequence[Event], *, changes: bool) -> list[C
     ]
 
 
-def _failure_keys(failure: ToolFailed) -> tuple[tuple[str, ...], ...]:
+def _failure_keys(failure: ToolFailed) -> tuple[tuple[str | Fingerprint, ...], ...]:
     # A command that fails in a new way each time is being worked on; any other call fails for what it asks.
     if failure.command:
         return (("command", failure.call, failure.result),)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import fingerprint
+from .fingerprint import Fingerprint
 
 Message = dict[str, Any]
 
@@ -95,10 +96,10 @@ def _without_superseded(exchanges: Sequence[_Exchange], untouchable: str) -> Ite
         yield said, [{**answers[0], "content": f"{answers[0]['content']}\n\n{line}"}]
 
 
-def _ends(exchanges: Sequence[_Exchange], kinds: Sequence[tuple[str, str] | None]) -> list[int | None]:
+def _ends(exchanges: Sequence[_Exchange], kinds: Sequence[tuple[str, Fingerprint] | None]) -> list[int | None]:
     """Return for each failed attempt where the last of its kind in its task stands, if there were enough of them."""
     tasks = itertools.accumulate(said["role"] == "user" for said, _ in exchanges)
-    groups: dict[tuple[int, tuple[str, str]], list[int]] = {}
+    groups: dict[tuple[int, tuple[str, Fingerprint]], list[int]] = {}
     for at, (task, kind) in enumerate(zip(tasks, kinds, strict=True)):
         if kind is not None:
             groups.setdefault((task, kind), []).append(at)
@@ -110,7 +111,7 @@ def _ends(exchanges: Sequence[_Exchange], kinds: Sequence[tuple[str, str] | None
     return ends
 
 
-def _failure(said: Message, results: Sequence[Message]) -> tuple[str, str] | None:
+def _failure(said: Message, results: Sequence[Message]) -> tuple[str, Fingerprint] | None:
     """Return tool and kind of error of an attempt that failed, by the form of Hermes's results; None for any other."""
     calls = said.get("tool_calls", ())
     if len(calls) != 1 or len(results) != 1:

@@ -28,6 +28,7 @@ from hermes_fallback.events import (
     TurnStarted,
     TypeMatched,
 )
+from hermes_fallback.fingerprint import Fingerprint, digest
 from hermes_fallback.ledger import EARLIER_SECONDS, MAX_EARLIER, MAX_EVENTS, SPARE, Ledger
 from hermes_fallback.policy import COOLDOWN_SECONDS, Decision, Escalate, Stay, decide, holding, is_off
 
@@ -43,7 +44,9 @@ def failed(
     call: str, kind: str | None = "not found", *, tool: str = "read", at: float = 0.0, **more: Any
 ) -> ToolFailed:
     """A failed call; `kind` is what its error is like."""
-    return ToolFailed(at, tool, call, more.pop("result", f"error of {call}"), "file not found", kind, **more)
+    result = digest(more.pop("result", f"error of {call}"))
+    like = None if kind is None else digest(kind)
+    return ToolFailed(at, tool, digest(call), result, "file not found", like, **more)
 
 
 def command(call: str, result: str = "same") -> ToolFailed:
@@ -51,9 +54,9 @@ def command(call: str, result: str = "same") -> ToolFailed:
     return failed(call, None, tool="terminal", result=result, command=True)
 
 
-def ok(call: str, result: str = "same", *signs: Any, tool: str = "read") -> ToolSucceeded:
+def ok(call: str, result: str | Fingerprint = "same", *signs: Any, tool: str = "read") -> ToolSucceeded:
     """A call that gave a result."""
-    return ToolSucceeded(0.0, tool, call, result, signs)
+    return ToolSucceeded(0.0, tool, digest(call), digest(result) if isinstance(result, str) else result, signs)
 
 
 def said(*signs: Any) -> ReplyAccepted:
