@@ -69,6 +69,7 @@ bench: $(READY)
 	{ echo "# Measured"; \
 	  echo; echo "## Having the plugin"; echo; $(BIN)/python benchmarks/startup.py; \
 	  echo; echo "## What happens in a session"; echo; $(BIN)/python benchmarks/events.py; \
+	  echo; echo "## An escalation"; echo; $(BIN)/python benchmarks/escalating.py; \
 	  echo; echo "## Trimming the handoff of recorded stuck conversations"; echo; $(BIN)/python benchmarks/handoff.py; \
 	} > benchmarks/RESULTS.md
 

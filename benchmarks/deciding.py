@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from hermes_fallback.config import Policy
 from hermes_fallback.events import Event, ReplyAccepted, ToolFailed, ToolSucceeded, TurnStarted
+from hermes_fallback.fingerprint import digest
 from hermes_fallback.ledger import MAX_EVENTS, Ledger
 from hermes_fallback.policy import Stay, decide
 
@@ -43,11 +44,14 @@ def _session(results: Iterator[Event]) -> list[Event]:
 
 
 def _ok(number: int, result: object = None) -> Event:
-    return ToolSucceeded(0.0, "read_file", f"call {number}", f"result {number if result is None else result}")
+    return ToolSucceeded(
+        0.0, "read_file", digest(f"call {number}"), digest(f"result {number if result is None else result}")
+    )
 
 
 def _failed(number: int) -> Event:
-    return ToolFailed(0.0, f"tool {number}", f"call {number}", f"error {number}", "file not found", f"kind {number}")
+    call, result, kind = (digest(f"{what} {number}") for what in ("call", "error", "kind"))
+    return ToolFailed(0.0, f"tool {number}", call, result, "file not found", kind)
 
 
 def _all_new() -> Iterator[Event]:

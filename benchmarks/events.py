@@ -73,7 +73,7 @@ class World:
         assert self.middleware  # noqa: S101
         self._turns = itertools.count()
 
-    def open_turn(self, session: str = "bench") -> str:
+    def open_turn(self, session: str = "bench", *, message: str = "Please fix the tests.") -> str:
         """Begin a turn, as Hermes does."""
         turn = f"turn-{next(self._turns)}"
         self.manager.invoke_hook(
@@ -82,7 +82,7 @@ class World:
             turn_id=turn,
             model="local",
             platform="cli",
-            user_message="Please fix the tests.",
+            user_message=message,
             conversation_history=[],
         )
         return turn
@@ -109,7 +109,14 @@ class World:
             },
         )
 
-    def call(self, turn: str, request: dict[str, Any], next_call: Callable[[dict[str, Any]], Any]) -> Any:
+    def call(
+        self,
+        turn: str,
+        request: dict[str, Any],
+        next_call: Callable[[dict[str, Any]], Any],
+        *,
+        session_id: str = "bench",
+    ) -> Any:
         """Make a model call, as the agent loop does (0.19 agent/conversation_loop.py)."""
         from hermes_cli.middleware import run_llm_execution_middleware  # noqa: PLC0415, TID251  # the real Hermes is measured
 
@@ -120,7 +127,7 @@ class World:
             task_id="task",
             turn_id=turn,
             api_request_id="request",
-            session_id="bench",
+            session_id=session_id,
             platform="cli",
             model="local",
             provider="custom",

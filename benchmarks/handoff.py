@@ -185,7 +185,7 @@ def cut_where_stuck(messages: Sequence[Message]) -> tuple[str, list[Message]] | 
 def event_of(message: Message, tool: str, arguments: str) -> Event:
     """Make the event that the adapter makes of a tool's result."""
     call = fingerprint.call_fingerprint(tool, json_object(arguments) or arguments)
-    result = message["sha"]
+    result = fingerprint.digest(message["sha"])
     if not message["error"]:
         return ToolSucceeded(0.0, tool, call, result)
     text = json.loads(message["content"])["error"]

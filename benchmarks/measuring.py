@@ -53,6 +53,11 @@ def difference(values: Mapping[str, Sequence[float]], one: str, other: str) -> f
     return statistics.median(a - b for a, b in zip(values[one], values[other], strict=True))
 
 
+def ratio(values: Mapping[str, Sequence[float]], one: str, other: str) -> float:
+    """Return how many times as long `one` takes as `other`: the median of the ratios of the rounds."""
+    return statistics.median(a / b for a, b in zip(values[one], values[other], strict=True))
+
+
 def home(folder: Path, block: str, *, enabled: bool = True) -> Path:
     """Make a Hermes home with the plugin enabled or not, and the `model_routing` block."""
     folder.mkdir(parents=True)

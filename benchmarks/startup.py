@@ -29,11 +29,33 @@ DISCOVERY = (
 )
 # What every surface with slash commands has loaded: `ctx.register_command` imports it, and prompt_toolkit with it.
 WITH_COMMANDS = "import hermes_cli.commands\n"
-MEMORY = (
-    WITH_COMMANDS + "from hermes_cli.plugins import discover_plugins\n"
+MEMORY = WITH_COMMANDS + "from hermes_cli.plugins import discover_plugins\ndiscover_plugins()\n"
+# The openai client is there in any turn; jsonschema and litellm need not be in one that goes well.
+TURN = (
+    WITH_COMMANDS + "import openai\n"
+    "from types import SimpleNamespace as N\n"
+    "from hermes_cli.plugins import discover_plugins, invoke_hook\n"
+    "from hermes_cli.middleware import run_llm_execution_middleware\n"
     "discover_plugins()\n"
-    "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmRSS')))\n"
+    "known = {'session_id': 's', 'turn_id': 't', 'task_id': 't', 'model': 'local', 'platform': 'cli'}\n"
+    "invoke_hook('pre_llm_call', user_message='Fix it.', conversation_history=[], **known)\n"
+    "schema = {'type': 'object', 'properties': {'path': {'type': 'string'}}, 'required': ['path']}\n"
+    "tools = [{'type': 'function', 'function': {'name': 'read_file', 'parameters': schema}}]\n"
+    "request = {'model': 'local', 'messages': [{'role': 'user', 'content': 'Fix it.'}], 'tools': tools}\n"
+    "calls = [N(id='c', type='function', function=N(name='read_file', arguments='{\"path\": \"a.py\"}'))]\n"
+    "def answer(content, calls):\n"
+    "    choice = N(index=0, message=N(role='assistant', content=content, tool_calls=calls), finish_reason='stop')\n"
+    "    reply = N(choices=[choice], usage=None)\n"
+    "    run_llm_execution_middleware(request, lambda _: reply, original_request=request, provider='custom',\n"
+    "        base_url='http://127.0.0.1:1/v1', api_mode='chat_completions', api_call_count=1, **known)\n"
+    "for _ in range(20):\n"
+    "    answer('', calls)\n"
+    "    invoke_hook('post_tool_call', tool_name='read_file', args={'path': 'a.py'}, result='x' * 2000, status='ok',\n"
+    "        **known)\n"
+    "answer('Here it is.', None)\n"
+    "invoke_hook('on_session_end', completed=True, interrupted=False, **known)\n"
 )
+RESIDENT = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmRSS')))\n"
 BLOCK = "model_routing: {fallback: {provider: openai, model: gpt-5.4}}\n"
 
 
@@ -49,7 +71,8 @@ def main() -> None:
             ("`hermes --version`", "ms", _version),
             ("plugin discovery on a surface with slash commands", "ms", _discovery_with_commands),
             ("plugin discovery in a bare process", "ms", _discovery),
-            ("resident memory after discovery, with slash commands", "MB", _memory),
+            ("resident memory after discovery, with slash commands", "MB", partial(_memory, MEMORY)),
+            ("resident memory after a turn of 21 calls without a failure", "MB", partial(_memory, TURN)),
         ):
             sides = {side: partial(measure, _environment(home)) for side, home in homes.items()}
             values = measuring.in_turn(sides, rounds=ROUNDS)
@@ -75,8 +98,8 @@ def _discovery_with_commands(env: dict[str, str]) -> float:
     return float(_python(WITH_COMMANDS + DISCOVERY, env)) * 1000
 
 
-def _memory(env: dict[str, str]) -> float:
-    return float(_python(MEMORY, env)) / 1024
+def _memory(script: str, env: dict[str, str]) -> float:
+    return float(_python(script + RESIDENT, env)) / 1024
 
 
 def _python(code: str, env: dict[str, str]) -> str:

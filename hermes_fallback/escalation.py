@@ -205,7 +205,7 @@ def _prepare(tier: Tier, task: Task, request: Mapping[str, Any], reason: str) ->
         tier=tier,
         vision=abilities.vision,
         max_input_tokens=abilities.max_input_tokens,
-        count_tokens=executor.token_counter(tier, request.get("tools")),
+        count_tokens=lambda messages: executor.count_tokens(tier, messages, request.get("tools")),
     )
 
     def send(most: int | None) -> Reply:

@@ -27,7 +27,6 @@ from .config import Tier
 _IDLE_SECONDS = 90.0  # without a byte; a reasoning model may think for a minute before its first token
 _POLL_SECONDS = 0.05
 _QUOTED_CHARS = 160
-_SURE_CHARS = 6000  # fewer fit into every window there is; counting them would cost more than it tells
 _OVERLAP_CHARS = 24
 # litellm 1.105 counts every model's tokens with OpenAI's tokenizers. Claude's make up to 1.35 times as many since 4.7
 # as before, when they made some more than OpenAI's already; and each provider frames tools in its own way.
@@ -157,20 +156,6 @@ def abilities(tier: Tier) -> Abilities:
         max_input_tokens=info.get("max_input_tokens"),
         tools=info.get("supports_function_calling") or None,
     )
-
-
-def token_counter(tier: Tier, tools: Sequence[Any] | None) -> Callable[[Sequence[Mapping[str, Any]]], int]:
-    """Return what counts the input tokens of messages and `tools`, as litellm does for the tier's model."""
-
-    def count(messages: Sequence[Mapping[str, Any]]) -> int:
-        # Images are counted by litellm alone: their data is long, and they cost by size.
-        rough = len(str(messages)) + len(str(tools or ""))
-        if rough < _SURE_CHARS:
-            return rough // 2
-        litellm = _import_quietly()
-        return int(litellm.token_counter(model=f"{tier.provider}/{tier.model}", messages=list(messages), tools=tools))
-
-    return count
 
 
 def complete(

@@ -71,13 +71,12 @@ def build(
     def finished(messages: list[Message]) -> list[Message]:
         return _with_note(_merged(trim(messages, untouchable=STEER_OPEN) if options.trim else messages), note)
 
-    if max_input_tokens is not None and count_tokens is not None:
-        fits = _fit(messages, lambda shorter: count_tokens(finished(shorter)) <= max_input_tokens)
-        handoff: Message = {"messages": finished(fits)}
-    else:
-        handoff = {"messages": finished(messages)}
+    handoff: Message = {"messages": finished(messages)}
     if request.get("tools"):
         handoff["tools"] = request["tools"]
+    if max_input_tokens is not None and count_tokens is not None and not _surely_fits(handoff, max_input_tokens):
+        fits = _fit(messages, lambda shorter: count_tokens(finished(shorter)) <= max_input_tokens)
+        handoff["messages"] = finished(fits)
     return handoff
 
 
@@ -258,6 +257,14 @@ def _naming(messages: list[Message], local_model: str, tier: Tier) -> list[Messa
     prompt, last = messages[0]["content"], found[-1]
     lines = f"Model: {tier.model}" + (f"\nProvider: {tier.provider}" if last[1] else "")
     return [{"role": "system", "content": prompt[: last.start()] + lines + prompt[last.end() :]}, *messages[1:]]
+
+
+def _surely_fits(handoff: Message, max_input_tokens: int) -> bool:
+    """Tell whether there is room even if each byte were a token, which no tokenizer exceeds; counting takes longer."""
+    if any(isinstance(message["content"], list) for message in handoff["messages"]):
+        return False  # of an image, the bytes say nothing
+    written = json.dumps(handoff, ensure_ascii=False, default=str)
+    return len(written.encode("utf-8", "surrogatepass")) <= max_input_tokens
 
 
 def _fit(messages: list[Message], fits: Callable[[list[Message]], bool]) -> list[Message]:

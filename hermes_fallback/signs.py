@@ -64,7 +64,7 @@ _CLAIMS_DONE = Hinted(
     f"{_MADE}|done|all set",
     rf"\bI(?:['’]ve| have)? (?:now |just |successfully )*(?:{_MADE})\b"
     rf"|\b(?:has|have|is|are|was|were) (?:now |been |successfully )+(?:{_MADE})\b|^\W*done\b|\ball (?:done|set)\b",
-    re.MULTILINE,
+    re.IGNORECASE | re.MULTILINE,
 )
 _NOTHING_TO_DO = Hinted(
     "already|nothing", r"\balready\b|\bnothing (?:was|had to be|needs? to be|to) (?:changed?|done?)\b"

@@ -6,11 +6,13 @@ import copy
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hermes_fallback import handoff
 from hermes_fallback.config import Tier
+from hermes_fallback.executor import count_tokens
 from tests.endpoints import strict_fault
 
 
@@ -229,6 +231,19 @@ def test_what_is_left_out_stays_the_same_for_some_calls() -> None:
     """The cut moves by several exchanges at once, so that most requests begin as the one before did."""
     heads = [fitted(conversation_of(count), 4000)[1]["content"] for count in range(40, 60)]
     assert len(set(heads)) < 8
+
+
+@pytest.mark.parametrize(
+    "text", ["plain words", "0123456789", "🙂🏳️‍🌈", "Z̸̡͝a̴l̷g̵o̴", "\x00\x01\ufffe", "…“”", "\t\n\r " * 9, "日本語"]
+)
+def test_no_byte_is_more_than_a_token(text: str) -> None:
+    """So that a conversation need not be counted that has fewer bytes than the window has tokens."""
+    messages = [{"role": "user", "content": text * repeats} for repeats in (1, 3, 50)]
+    messages += [{"role": "tool", "content": "", "tool_call_id": "c"}] * 5
+    tools = [{"type": "function", "function": {"name": "a", "parameters": {"type": "object", "properties": {}}}}] * 3
+    tier = Tier("openai", "gpt-5.4")
+    written = json.dumps({"messages": messages, "tools": tools}, ensure_ascii=False).encode()
+    assert count_tokens(tier, messages, tools) <= len(written)
 
 
 def test_newest_exchange_stays_even_if_it_does_not_fit() -> None:

@@ -6,12 +6,14 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from hermes_fallback import fingerprint, signs
+from hermes_fallback import fingerprint, redact, signs
 from hermes_fallback.hinted import Hinted
 
 PATTERNS = {
     **{name: value for name, value in vars(signs).items() if isinstance(value, Hinted)},
     **{words: hinted for hinted, words in fingerprint._ERROR_WORDS},  # noqa: SLF001
+    **{pattern.hints[0]: pattern for pattern in redact._IN_PLACE},  # noqa: SLF001
+    "_NAMED": redact._NAMED,  # noqa: SLF001
 }
 
 
@@ -29,6 +31,18 @@ def test_hints(name: str) -> None:
     each()
 
 
+@pytest.mark.parametrize("form", redact._FORMS)  # noqa: SLF001
+def test_hints_of_secrets(form: str) -> None:
+    """The same of the secrets with a form of their own, each by itself; their hints are in the letters' own case."""
+
+    @settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.from_regex(form, alphabet=st.characters(codec="ascii"), fullmatch=True))
+    def each(secret: str) -> None:
+        assert redact._FORM.may_match(secret)  # noqa: SLF001
+
+    each()
+
+
 def test_there_are_patterns() -> None:
-    """Those of replies and those of errors."""
-    assert len(PATTERNS) > 20
+    """Those of replies, of errors and of secrets."""
+    assert len(PATTERNS) > 30

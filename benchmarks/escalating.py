@@ -1,0 +1,304 @@
+"""What an escalation adds: from the decision to the request on the wire, to the first token, and what warming costs.
+
+Run by `make bench`. The paid endpoint is a process of its own that streams a reply of 20 tokens after the time that
+stands in its URL; it notes when each request came, on the clock that all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import events
+import measuring  # both beside this file
+
+ROUNDS = 15
+COLD_ROUNDS = 5
+THINKING_MS = (0, 100, 300, 1000)
+TURN_CALLS = 24
+KEY = "sk-of-the-benchmark"
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+
+
+def main() -> None:
+    """Print the tables."""
+    with _endpoint() as url, tempfile.TemporaryDirectory() as folder:
+        print(f"{measuring.machine()}. Medians of {ROUNDS} rounds, ± half the interquartile range.\n")
+        _cold(url, Path(folder))
+        _warming(url, Path(folder))
+        world = _world(Path(folder) / "hermes", url)
+        _to_the_wire(world, url)
+        _to_the_first_token(world, url)
+
+
+def _block(url: str) -> str:
+    def tier(thinking: int) -> dict[str, object]:
+        return {"provider": "openai", "model": "gpt-5.4", "base_url": f"{url}/{thinking}/v1", "max_tokens": 1000}
+
+    kinds = [
+        {"name": f"think-{ms}", "match": {"message": f"think {ms} ms"}, "fallback": tier(ms)} for ms in THINKING_MS
+    ]
+    return json.dumps({"model_routing": {"fallback": tier(0), "task_types": kinds}})[1:-1]
+
+
+def _world(home: Path, url: str) -> events.World:
+    os.environ.update(
+        {
+            "HERMES_HOME": str(measuring.home(home, _block(url))),
+            "HOME": str(home),
+            "OPENAI_API_KEY": KEY,
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        }
+    )
+    return events.World()
+
+
+class Stuck:
+    """A session whose local model has just failed three times, so that its next call is the stronger model's."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, world: events.World, thinking_ms: int) -> None:
+        self.world = world
+        self.session = f"stuck-{next(self._numbers)}"
+        self.first: float = 0.0
+        self.request: dict[str, Any] = {
+            "model": "local",
+            "tools": events.TOOLS,
+            "messages": [
+                {"role": "system", "content": events.text(20 * events.KILOBYTE, 0)},
+                {"role": "user", "content": f"think {thinking_ms} ms and fix it"},
+            ],
+        }
+        self.turn = world.open_turn(self.session, message=f"think {thinking_ms} ms and fix it")
+        for number in range(20):
+            self._result(number, events.text(events.KILOBYTE, number))
+        for number in range(20, 23):
+            self._result(number, json.dumps({"error": f"File not found: {number}.py"}), failed=True)
+
+    def _result(self, number: int, result: str, *, failed: bool = False) -> None:
+        path = {"path": f"{number}.py"}
+        call = {"id": f"c{number}", "type": "function"}
+        function = {"name": "read_file", "arguments": json.dumps(path)}
+        self.request["messages"] += [
+            {"role": "assistant", "content": "", "tool_calls": [{**call, "function": function}]},
+            {"role": "tool", "tool_call_id": f"c{number}", "content": result},
+        ]
+        status = {"status": "error", "error_message": json.loads(result)["error"]} if failed else {}
+        self.world.hook(self.turn, "read_file", path, result, session_id=self.session, **status)
+
+    def ask(self, agent: Any) -> Any:
+        """Make the next call; `first` is when its first token was shown."""
+
+        def show(delta: str | None) -> None:
+            if delta and not self.first:
+                self.first = time.monotonic()
+
+        agent.stream_delta_callback = show
+
+        def next_call(_: dict[str, Any]) -> object:
+            # The agent is among what the host's own call closes over, and is found there.
+            raise AssertionError("the local model was asked") if agent else AssertionError
+
+        return self.world.call(self.turn, self.request, next_call, session_id=self.session)
+
+
+def _agent() -> Any:
+    from run_agent import AIAgent  # noqa: PLC0415
+
+    agent = AIAgent(base_url="http://127.0.0.1:1/v1", api_key="none", model="local", provider="custom", quiet_mode=True)
+    agent._print_fn = lambda *_, **__: None  # noqa: SLF001  # the notices are not for this table
+    return agent
+
+
+def _arrival(url: str) -> float:
+    with urlopen(f"{url}/last") as reply:  # noqa: S310  # the address is our own
+        return float(reply.read())
+
+
+def _to_the_wire(world: events.World, url: str) -> None:
+    agent = _agent()
+    values: list[float] = []
+    for round_ in range(ROUNDS + 1):
+        stuck = Stuck(world, 0)
+        began = time.monotonic()
+        stuck.ask(agent)
+        if round_:  # the first one makes the client
+            values.append(1000 * (_arrival(url) - began))
+    print("### From the decision to the request on the wire, litellm warmed\n")
+    print("The call begins with the decision; 43 messages of 41 KB and 28 tools are handed over.\n")
+    print(f"| | ms |\n|---|---|\n| decision → request at the endpoint | {measuring.shown(values)} |", flush=True)
+
+
+def _to_the_first_token(world: events.World, url: str) -> None:
+    from openai import OpenAI  # noqa: PLC0415
+
+    agent = _agent()
+    print("\n### To the first token that is shown, litellm warmed\n")
+    print(
+        "| the model thinks | the plain OpenAI client, ms | the whole escalation, ms | **ratio** |\n|---|---|---|---|"
+    )
+    for thinking in THINKING_MS:
+        client = OpenAI(base_url=f"{url}/{thinking}/v1", api_key=KEY, max_retries=0)
+
+        def plain(client: Any = client, thinking: int = thinking) -> float:
+            request = {**Stuck(world, thinking).request, "model": "gpt-5.4", "stream": True}
+            began = time.monotonic()
+            for chunk in client.chat.completions.create(**request):
+                if chunk.choices and chunk.choices[0].delta.content:
+                    return 1000 * (time.monotonic() - began)
+            raise AssertionError
+
+        def ours(thinking: int = thinking) -> float:
+            stuck = Stuck(world, thinking)
+            began = time.monotonic()
+            stuck.ask(agent)
+            return 1000 * (stuck.first - began)
+
+        values = measuring.in_turn({"plain": plain, "ours": ours}, rounds=ROUNDS)
+        ratio = measuring.ratio(values, "ours", "plain")
+        row = " | ".join(measuring.shown(values[side]) for side in ("plain", "ours"))
+        print(f"| {thinking:,} ms | {row} | **{ratio:.2f}** |", flush=True)
+
+
+def _cold(url: str, folder: Path) -> None:
+    homes = (folder / f"cold-{number}" for number in itertools.count())
+    runs = {name: lambda name=name: _alone(name, next(homes), url) for name in ("cold", "warmed")}  # type: ignore[misc]
+    values = measuring.in_turn(runs, rounds=COLD_ROUNDS)
+    print(f"### The first escalation of a process, seconds ({COLD_ROUNDS} processes each)\n")
+    print("| litellm | decision → request at the endpoint |\n|---|---|")
+    print(f"| not loaded | {measuring.shown(values['cold'])} |")
+    print(f"| loaded in the background before | {measuring.shown(values['warmed'])} |\n", flush=True)
+
+
+def _warming(url: str, folder: Path) -> None:
+    homes = (folder / f"local-{number}" for number in itertools.count())
+    runs = {name: lambda name=name: _alone(name, next(homes), url) for name in ("local", "local-warming")}  # type: ignore[misc]
+    values = measuring.in_turn(runs, rounds=COLD_ROUNDS)
+    ratio = measuring.ratio(values, "local-warming", "local")
+    print(f"### A turn of the local model while litellm is loaded ({TURN_CALLS} calls), seconds\n")
+    print("| nothing is loaded | litellm is loaded in the background | **ratio** |\n|---|---|---|")
+    print(f"| {measuring.shown(values['local'])} | {measuring.shown(values['local-warming'])} | **{ratio:.3f}** |\n")
+
+
+def _alone(what: str, home: Path, url: str) -> float:
+    command = [sys.executable, __file__, what, str(home), url]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def first_escalation(home: Path, url: str, *, warmed: bool) -> float:
+    """In a process of its own: return how long the first escalation takes to the wire, in seconds."""
+    world, agent = _world(home, url), _agent()
+    if warmed:
+        __import__("hermes_fallback.executor").executor._import_quietly()  # noqa: SLF001
+    elif "litellm" in sys.modules:
+        raise AssertionError
+    stuck = Stuck(world, 0)
+    began = time.monotonic()
+    stuck.ask(agent)
+    return _arrival(url) - began
+
+
+def local_turn(home: Path, url: str, *, warming: bool) -> float:
+    """In a process of its own: return how long a turn of the local model takes, in seconds.
+
+    The client is the one that Hermes has for it; a call thinks 200 ms, and its tokens come 5 ms apart.
+    """
+    from openai import OpenAI  # noqa: PLC0415
+
+    _world(home, url)
+    client = OpenAI(base_url=f"{url}/200/v1", api_key=KEY)
+    request: dict[str, Any] = {"model": "local", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    for _ in client.chat.completions.create(**request):
+        pass
+    began = time.monotonic()
+    if warming:
+        from hermes_fallback import config, executor  # noqa: PLC0415
+
+        executor.warm(
+            config.parse({"fallback": {"provider": "openai", "model": "gpt-5.4"}}, host_has_chain=False).ladder
+        )
+    for _ in range(TURN_CALLS):
+        for _ in client.chat.completions.create(**request):
+            pass
+    return time.monotonic() - began
+
+
+@contextmanager
+def _endpoint() -> Iterator[str]:
+    with subprocess.Popen([sys.executable, __file__, "serve"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None  # noqa: S101  # for mypy
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+async def serve() -> None:
+    """Serve until the end of the process."""
+    last = [0.0]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        came = time.monotonic()
+        if head.startswith(b"GET"):
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n%r" % last[0])
+        else:
+            last[0] = came
+            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            await reader.readexactly(int(length.partition(b":")[2]))
+            await asyncio.sleep(int(head.split(b"/")[1]) / 1000)
+            await _stream(writer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    await server.serve_forever()
+
+
+async def _stream(writer: asyncio.StreamWriter) -> None:
+    writer.write(_HEAD)
+    choice: dict[str, Any]
+    for number in range(20):
+        choice = {"index": 0, "delta": {"role": "assistant", "content": f"word {number} "}, "finish_reason": None}
+        writer.write(_event([choice]))
+        await writer.drain()
+        await asyncio.sleep(0.005)
+    writer.write(_event([{"index": 0, "delta": {}, "finish_reason": "stop"}]))
+    usage = {"prompt_tokens": 10000, "completion_tokens": 60, "total_tokens": 10060}
+    writer.write(_event([], usage=usage) + b"data: [DONE]\n\n")
+
+
+def _event(choices: list[dict[str, Any]], **more: object) -> bytes:
+    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-5.4"}
+    return f"data: {json.dumps({**head, 'choices': choices, **more})}\n\n".encode()
+
+
+ALONE: dict[str, Callable[[Path, str], float]] = {
+    "cold": partial(first_escalation, warmed=False),
+    "warmed": partial(first_escalation, warmed=True),
+    "local": partial(local_turn, warming=False),
+    "local-warming": partial(local_turn, warming=True),
+}
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["serve"]:
+        asyncio.run(serve())
+    elif sys.argv[1:]:
+        print(ALONE[sys.argv[1]](Path(sys.argv[2]), sys.argv[3]))
+    else:
+        main()
