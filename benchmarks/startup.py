@@ -30,9 +30,10 @@ DISCOVERY = (
 # What every surface with slash commands has loaded: `ctx.register_command` imports it, and prompt_toolkit with it.
 WITH_COMMANDS = "import hermes_cli.commands\n"
 MEMORY = WITH_COMMANDS + "from hermes_cli.plugins import discover_plugins\ndiscover_plugins()\n"
-# The openai client is there in any turn; jsonschema and litellm need not be in one that goes well.
+# A turn is one of Hermes's agent, which has loaded what it needs (the client, sqlite3) before any plugin does something.
 TURN = (
-    WITH_COMMANDS + "import openai\n"
+    WITH_COMMANDS + "from run_agent import AIAgent\n"
+    "AIAgent(base_url='http://127.0.0.1:1/v1', api_key='none', model='local', provider='custom', quiet_mode=True)\n"
     "from types import SimpleNamespace as N\n"
     "from hermes_cli.plugins import discover_plugins, invoke_hook\n"
     "from hermes_cli.middleware import run_llm_execution_middleware\n"
