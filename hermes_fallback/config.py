@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
+from urllib.parse import urlsplit
 
 from .events import TriggerName
 from .faults import faults as faults_of
+from .faults import short
 
 DEFAULT_TRIGGERS: tuple[TriggerName, ...] = tuple(name for name in get_args(TriggerName) if name != "task_type")
 """All that watch the model; `task_type` fires by `start_on` alone."""
@@ -232,45 +234,68 @@ _HERMES_TIER: dict[str, object] = {"provider": HERMES, "model": "Hermes's fallba
 
 def _contradictions(block: dict[str, Any], *, host_has_chain: bool) -> Iterator[str]:
     """Say what is wrong between keys that are well-formed each by itself."""
-    yield from _contradictions_of("$.model_routing", block, host_has_chain=host_has_chain)
-    names: set[str] = set()
-    for number, entry in enumerate(block.get("task_types", ())):
-        path = f"$.model_routing.task_types[{number}]"
-        if entry["name"] in names:
-            yield f"{path}.name: {entry['name']} is there twice; give each task type a name of its own"
-        names.add(entry["name"])
-        try:
-            re.compile(entry.get("match", {}).get("message", ""))
-        except re.error as error:
-            yield f"{path}.match.message: is no regular expression ({error}); escape what is meant literally with a \\"
-        for folder in _match(entry.get("match", {})).cwd:
-            try:
-                Path(folder).expanduser()
-            except RuntimeError:
-                yield f"{path}.match.cwd: {folder}: there is no such user; write ~/… for your own home"
-        if {"fallback", "trigger_on"} & entry.keys():
-            yield from _contradictions_of(path, _for_type(block, entry), host_has_chain=host_has_chain)
-
-
-def _contradictions_of(path: str, block: dict[str, Any], *, host_has_chain: bool) -> Iterator[str]:
-    if HERMES in _entries(block) and not host_has_chain:
-        yield f"{path}.fallback: hermes: Hermes has no `fallback_providers`; add one with `hermes fallback add`"
-    for entry in _entries(block):
-        if isinstance(entry, dict):
-            yield from _contradictions_of_tier(f"{path}.fallback", entry)
-    policy = _policy(block.get("fallback_policy", {}))
-    if policy.self_check and "silent_failure" not in policy.trigger_on:
+    root = "$.model_routing"
+    yield from _contradictions_of_ladder(root, block, host_has_chain=host_has_chain)
+    yield from _fault_of_url(f"{root}.primary", block.get("primary", {}))
+    if _checks_in_vain(block):
         yield (
-            f"{path}.fallback_policy.self_check: what it finds is evidence for `silent_failure`, which is not in "
+            f"{root}.fallback_policy.self_check: what it finds is evidence for `silent_failure`, which is not in "
             "`trigger_on`; add it there"
         )
+    names: set[str] = set()
+    for number, entry in enumerate(block.get("task_types", ())):
+        path = f"{root}.task_types[{number}]"
+        if entry["name"] in names:
+            yield f"{path}.name: {short(entry['name'])} is there twice; give each task type a name of its own"
+        names.add(entry["name"])
+        yield from _contradictions_of_match(f"{path}.match", entry.get("match", {}))
+        if "fallback" in entry:
+            yield from _contradictions_of_ladder(path, entry, host_has_chain=host_has_chain)
+        if "trigger_on" in entry and _checks_in_vain(_for_type(block, entry)):
+            yield f"{path}.trigger_on: has no `silent_failure`, for which `self_check` finds evidence; add it here"
+
+
+def _contradictions_of_match(path: str, match: dict[str, Any]) -> Iterator[str]:
+    try:
+        re.compile(match.get("message", ""))
+    except (re.error, OverflowError, RecursionError) as error:
+        why = short(str(error))
+        yield f"{path}.message: is no regular expression ({why}); escape what is meant literally with a \\"
+    for folder in _match(match).cwd:
+        try:
+            Path(folder).expanduser()
+        except RuntimeError:
+            yield f"{path}.cwd: {short(folder)}: there is no such user; write ~/… for your own home"
+
+
+def _contradictions_of_ladder(path: str, block: dict[str, Any], *, host_has_chain: bool) -> Iterator[str]:
+    if HERMES in _entries(block) and not host_has_chain:
+        yield f"{path}.fallback: hermes: Hermes has no `fallback_providers`; add one with `hermes fallback add`"
+    for number, entry in enumerate(_entries(block)):
+        if isinstance(entry, dict):
+            place = f"[{number}]" if isinstance(block["fallback"], list) else ""
+            yield from _contradictions_of_tier(f"{path}.fallback{place}", entry)
 
 
 def _contradictions_of_tier(path: str, tier: dict[str, Any]) -> Iterator[str]:
     if tier["provider"] == HERMES:
         yield f"{path}.provider: hermes is not a provider; write `fallback: hermes` for Hermes's own fallback_providers"
+    yield from _fault_of_url(path, tier)
     for key in sorted(tier.get("extra", {}).keys() & _OURS.keys()):
         yield f"{path}.extra.{key}: is the plugin's to say; {_OURS[key]}"
+
+
+def _fault_of_url(path: str, block: dict[str, Any]) -> Iterator[str]:
+    try:
+        # Says no to what a pattern lets through: a bracket without its end, a port of 99999.
+        _ = urlsplit(block.get("base_url", "")).port
+    except ValueError as error:
+        yield f"{path}.base_url: is no URL ({short(str(error))}); write one like http://127.0.0.1:11434/v1"
+
+
+def _checks_in_vain(block: dict[str, Any]) -> bool:
+    policy = _policy(block.get("fallback_policy", {}))
+    return policy.self_check and "silent_failure" not in policy.trigger_on
 
 
 _USE_MAX_TOKENS = "write the tier's `max_tokens`"
