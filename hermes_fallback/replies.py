@@ -6,6 +6,8 @@ reply, unknown tools and malformed arguments, and takes any other text without t
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import json
 import re
 import zlib
@@ -59,7 +61,24 @@ class Tools:
         if name in self.schemas:
             return name
         plain = _plain(name)
-        return next((known for known in self.schemas if _plain(known) == plain), None)
+        # Of a name in other letters than Latin ones nothing is left, and that is no name.
+        return next((known for known in self.schemas if plain and _plain(known) == plain), None)
+
+    def repaired(self, name: str) -> str | None:
+        """Return the offered name that Hermes takes a call's name for, if any: the one meant, or one that is near.
+
+        (0.19 agent/agent_runtime_helpers.py `repair_tool_call`; a text that is no call is read by `find` alone.)
+        """
+        found = self.find(name)
+        if found is not None:
+            return found
+        # Some servers leave the rest of a tag in the name, and some models say of each tool that it is one.
+        name = _REST_OF_TAG.sub("", name)
+        plain = _plain(name)
+        meant = {plain, plain.removesuffix("tool"), plain.removesuffix("tool").removesuffix("tool")} - {""}
+        found = next((known for known in self.schemas if _plain(known) in meant), None)
+        near = difflib.get_close_matches(name.lower(), self.schemas, n=1, cutoff=0.7)
+        return found or next(iter(near), None)
 
 
 def inspect(reply: LocalReply, tools: Tools) -> Fault | None:
@@ -115,8 +134,8 @@ def is_tool_call_text(text: str, tools: Tools) -> bool:
     A text that shows a call to a reader (in the middle of prose, or of a tool that is not offered) is not one.
     """
     unfenced = _FENCE.sub(" ", text)
-    for marker in _MARKERS.finditer(unfenced):
-        if _names_a_tool(unfenced[marker.end() :], tools) or _names_a_tool(unfenced[marker.start() :], tools):
+    for marker in itertools.islice(_MARKERS.finditer(unfenced), _MAX_MARKERS):
+        if any(_names_a_tool(unfenced[at : at + _TAIL_CHARS], tools) for at in (marker.end(), marker.start())):
             return True
     if any(_ends_with(text, shown) and _is_call(value, tools) for shown, value in _json_objects(text)):
         return True
@@ -141,9 +160,12 @@ _MAX_UNIT_CHARS = 500  # whole paragraphs that come again are a text with a refr
 _MANY = 12
 _MAX_PROSE_CHARS = 240  # "I will now read the file for you:" and the like may stand around the call
 _MAX_OBJECTS = 8
+_MAX_MARKERS = 64  # each costs as much as the tail behind it
+_MAX_LEVELS = 8  # twice the deepest shape of a call, a list of {"tool_calls": [{"function": {…}}]}
 
 _WORD = re.compile(r"[^\W\d_]{3}")
-_THINKING = re.compile(r"<(think|thinking|reasoning|thought)\b[^>]*>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+_THINKING = re.compile(r"<(think|thinking|reasoning|thought)\b[^<>]*>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+_REST_OF_TAG = re.compile(r"(?<=.)[\"'<>].*", re.DOTALL)
 _CLOSING_TAG = re.compile(r"</?[\w|:-]+>|<\|[\w|]+>|\[/?[A-Z_]+\]")
 _FENCE_MARK = re.compile(r"```")
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
@@ -164,28 +186,39 @@ _NAME_AFTER_MARKER = re.compile(
 
 
 def _call_fault(reply: LocalReply, tools: Tools) -> Fault | None:
-    known = [(call, name) for call in reply.calls if (name := tools.find(call.tool))]
+    # As Hermes goes about it: the names of all calls, then the form of all arguments.
+    known = [
+        (name, call.arguments.strip() or "{}")
+        for call in reply.calls
+        if (name := tools.repaired(call.tool)) is not None
+    ]
     if not known:
         return Fault("unknown_tool", ends_turn=False)
-    for call, name in known:
-        if not call.arguments.strip():
-            arguments: object = {}  # as Hermes reads it
-        else:
-            try:
-                arguments = json.loads(call.arguments)
-            except ValueError:
-                cut_off = not call.arguments.rstrip().endswith(("}", "]"))
-                # Hermes retries what the server calls cut off, and ends the turn on what only looks it.
-                return Fault("malformed_arguments", ends_turn=cut_off and reply.finish_reason != "length")
-        if not _fits(arguments, tools.schemas[name]):
-            return Fault("schema_violation", ends_turn=False)
+    read = [(name, _read(arguments)) for name, arguments in known]
+    malformed = {name for name, arguments in read if arguments is _MALFORMED}
+    if malformed:
+        cut_off = any(not text.endswith(("}", "]")) for name, text in known if name in malformed)
+        # Hermes retries what the server calls cut off, and ends the turn on what only looks it.
+        return Fault("malformed_arguments", ends_turn=cut_off and reply.finish_reason != "length")
+    if not all(_fits(arguments, tools.schemas[name]) for name, arguments in read):
+        return Fault("schema_violation", ends_turn=False)
     return None
 
 
-def _fits(arguments: object, schema: Mapping[str, object]) -> bool:
-    if isinstance(arguments, dict) and _surely_fits(arguments, schema):
-        return True
+_MALFORMED = object()
+
+
+def _read(text: str) -> object:
     try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return _MALFORMED
+
+
+def _fits(arguments: object, schema: Mapping[str, object]) -> bool:
+    try:
+        if isinstance(arguments, dict) and _surely_fits(arguments, schema):
+            return True
         errors = list(_validator(json.dumps(schema, sort_keys=True)).iter_errors(arguments))
     except Exception:  # noqa: BLE001  # a tool's own broken schema ($ref to nowhere…) is no fault of the model's
         return True
@@ -225,8 +258,14 @@ def _surely_fits(value: object, schema: object) -> bool:
 def _validator(schema: str) -> Draft202012Validator:
     # Imported here: hermes_fallback must cost nothing until a tool call is checked.
     from jsonschema import Draft202012Validator  # noqa: PLC0415
+    from jsonschema.validators import extend  # noqa: PLC0415
 
-    return Draft202012Validator(json.loads(schema))
+    # It compares each item with each, which may take minutes, and nothing comes of it (`_is_real`).
+    checks = {"uniqueItems": lambda *_: ()}
+    validator: Draft202012Validator = extend(  # type: ignore[no-untyped-call]  # in its stubs
+        Draft202012Validator, checks
+    )(json.loads(schema))
+    return validator
 
 
 def _is_real(error: ValidationError) -> bool:
@@ -245,7 +284,7 @@ def _names_a_tool(text: str, tools: Tools) -> bool:
     named = _NAME_AFTER_MARKER.match(text[:400])
     if named and tools.find(named["name"]):
         return True
-    return any(_is_call(value, tools) for _, value in _json_objects(text[:_TAIL_CHARS]))
+    return any(_is_call(value, tools) for _, value in _json_objects(text))
 
 
 def _json_objects(text: str) -> Iterator[tuple[str, object]]:
@@ -258,21 +297,23 @@ def _json_objects(text: str) -> Iterator[tuple[str, object]]:
         start = min(starts)
         try:
             value, end = decoder.raw_decode(text, start)
-        except ValueError:
+        except (ValueError, RecursionError):
             position = start + 1
             continue
         yield text[start:end], value
         position = end
 
 
-def _is_call(value: object, tools: Tools) -> bool:
+def _is_call(value: object, tools: Tools, *, level: int = 0) -> bool:
+    if level > _MAX_LEVELS:
+        return False
     if isinstance(value, list):
-        return bool(value) and _is_call(value[0], tools)
+        return bool(value) and _is_call(value[0], tools, level=level + 1)
     if not isinstance(value, dict):
         return False
     inner = value.get("tool_calls") or value.get("function_call") or value.get("function")
     if isinstance(inner, dict | list):
-        return _is_call(inner, tools)
+        return _is_call(inner, tools, level=level + 1)
     name = next((value[key] for key in ("name", "tool", "tool_name", "function", "action") if key in value), None)
     has_arguments = any(key in value for key in ("arguments", "parameters", "args", "input", "action_input"))
     return isinstance(name, str) and has_arguments and tools.find(name) is not None

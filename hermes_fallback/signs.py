@@ -127,18 +127,22 @@ _READING_NAME = re.compile(
 )
 # Programs that only look; anything else may change something.
 _READING_COMMAND = re.compile(
-    r"\s*(?:cd\s+[^;&|]+(?:&&|;)\s*)?(?:(?:cat|ls|grep|rg|find|head|tail|wc|sort|uniq|cut|pwd|echo|stat|file|which|tree|du|df"
-    r"|date|whoami|jq|diff|nl|less|git\s+(?:log|diff|status|show|branch|blame|grep|ls-files))\b[^;&|><`$]*(?:\s*(?:\|\|?|&&|;)\s*|\Z))+"
+    r"(?:cat|ls|grep|rg|find|head|tail|wc|sort|uniq|cut|pwd|echo|stat|file|which|tree|du|df|date|whoami|jq|diff|nl|less"
+    r"|git\s+(?:log|diff|status|show|branch|blame|grep|ls-files))\b[^;&|><`$]*"
 )
+_GOES_TO = re.compile(r"cd\s+[^;&|]+")
+_NEXT_COMMAND = re.compile(r"(\|\|?|&&|;)")
 _CHANGING_COMMAND = re.compile(
-    r"(?:^|[;&|(]\s*|\bsudo\s+|\bxargs\s+)(?:sed\s+(?:-\w+\s+)*-\w*i|perl\s+-\w*i|curl\s[^;&|]*-\w*[oO]|wget|unzip|tar\s+-?\w*x"
-    r"|black|prettier|\S+\s+--(?:fix|write)|tee|mv|cp|rm|mkdir|touch|patch|ln|chmod|dd|truncate"
+    r"(?:^|[;&|(]\s*|\bsudo\s+|\bxargs\s+)(?:sed\s+(?:-\w+\s+)*-\w*i|perl\s+-\w*i|curl\s[^;&|]{0,500}-\w*[oO]|wget|unzip"
+    r"|tar\s+-?\w*x|black|prettier|[^\s;&|(]+\s+--(?:fix|write)|tee|mv|cp|rm|mkdir|touch|patch|ln|chmod|dd|truncate"
     r"|git\s+(?:apply|checkout|commit|add|reset|stash|merge|rebase|restore|mv|rm|pull|clone)"
     r"|(?:pip3?|npm|yarn|pnpm|cargo|apt(?:-get)?|brew|uv)\s+(?:install|add|i|remove|uninstall))\b"
     r"|(?<![<>=-])>{1,2}\s*(?![&\s]|/dev/null)[\w./~$\"'-]"
-    r"|\.write\(|write_text\(|open\([^)]*['\"][wax]",
+    r"|\.write\(|write_text\(|open\([^)]{0,200}['\"][wax]",
     re.MULTILINE,
 )
+# A script that is longer says at its beginning what it does, or nobody can tell.
+_COMMAND_CHARS = 20_000
 
 
 def of_result(tool: str, arguments: object, result: str, *, command: bool = False) -> tuple[ResultSign, ...]:
@@ -155,10 +159,12 @@ def of_result(tool: str, arguments: object, result: str, *, command: bool = Fals
 def of_call(tool: str, arguments: object) -> tuple[ResultSign, ...]:
     """Return what a call does, as far as its tool and arguments tell; nothing where it may do anything."""
     commands = _commands(arguments)
-    if any(map(_CHANGING_COMMAND.search, commands)) or (not commands and _CHANGING_NAME.search(tool)):
+    if any(_CHANGING_COMMAND.search(command[:_COMMAND_CHARS]) for command in commands) or (
+        not commands and _CHANGING_NAME.search(tool)
+    ):
         return ("changes",)
     if commands:
-        return ("reads",) if all(map(_READING_COMMAND.fullmatch, commands)) else ()
+        return ("reads",) if all(map(_only_reads, commands)) else ()
     if isinstance(arguments, Mapping) and any(arguments.get(key) in _WAITING for key in _ACTION_KEYS):
         return ("polls",)
     return ("reads",) if _READING_NAME.search(tool) else ()
@@ -187,6 +193,19 @@ def _said_by(result: str) -> Iterator[ResultSign]:
         yield "empty"
     elif _REJECTED.fullmatch(result):
         yield "rejected"
+
+
+def _only_reads(command: str) -> bool:
+    """Tell whether a line of commands only looks, perhaps after a `cd`."""
+    if len(command) > _COMMAND_CHARS:
+        return False
+    pieces = _NEXT_COMMAND.split(command)
+    calls, between = [piece.strip() for piece in pieces[::2]], pieces[1::2]
+    if between and between[0] in {"&&", ";"} and _GOES_TO.fullmatch(calls[0]):
+        del calls[0]
+    if len(calls) > 1 and not calls[-1]:
+        calls.pop()  # a separator at the end
+    return all(map(_READING_COMMAND.fullmatch, calls))
 
 
 def _commands(arguments: object) -> list[str]:

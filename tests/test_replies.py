@@ -26,6 +26,7 @@ TOOLS = offered(
             },
         },
         {"type": "function", "function": {"name": "terminal", "parameters": {"$ref": "#/nowhere"}}},
+        {"type": "function", "function": {"name": "搜索"}},
     ]
 )
 AS_TEXT = Fault("tool_call_as_text", ends_turn=True)
@@ -125,6 +126,10 @@ def test_text(reply: LocalReply, fault: Fault | None) -> None:
         ("read_file", '{"path":"x"}', None),
         ("ReadFile", '{"path":"x"}', None),
         ("functions.read_file", '{"path":"x"}', None),
+        ("read_fil", '{"path":"x"}', None),
+        ("ReadFile_tool", '{"path":"x"}', None),
+        ('read_file" parameter="path', '{"path":"x"}', None),
+        ("天气", "{}", Fault("unknown_tool", ends_turn=False)),
         ("fly", "{}", Fault("unknown_tool", ends_turn=False)),
         ("", "{}", Fault("unknown_tool", ends_turn=False)),
         ("read_file", '{"path": "x', Fault("malformed_arguments", ends_turn=True)),
@@ -140,6 +145,22 @@ def test_text(reply: LocalReply, fault: Fault | None) -> None:
 def test_call(name: str, arguments: str, fault: Fault | None) -> None:
     """A call is a fault when Hermes could not run it, and only then: it repairs names and coerces simple values."""
     assert inspect(LocalReply("", (Call(name, arguments),)), TOOLS) == fault
+
+
+CUT_OFF = '{"path": "x'
+TWO_CALLS = [
+    (("{path: x}", CUT_OFF), True),
+    (("{path: x}", "{path: x}"), False),
+    (('{"path": "x"}', CUT_OFF), True),
+    (("{}", "{path: x}"), False),
+]
+
+
+@pytest.mark.parametrize(("arguments", "ends_turn"), TWO_CALLS)
+def test_calls_are_looked_at_together(arguments: tuple[str, str], *, ends_turn: bool) -> None:
+    """One call that was cut off ends the turn, whatever the others are (0.19 conversation_loop, `_truncated`)."""
+    reply = LocalReply("", tuple(Call("read_file", one) for one in arguments), finish_reason="tool_calls")
+    assert inspect(reply, TOOLS) == Fault("malformed_arguments", ends_turn=ends_turn)
 
 
 def test_one_good_call_among_bad_ones_is_enough() -> None:
