@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types check bench bench-detection fit soak clean test-hermes-matrix test-fleet environments
+.PHONY: demo test lint types check bench bench-detection fit soak fuzz clean test-hermes-matrix test-fleet environments
 .PRECIOUS: .cache/hermes-%/.ready
 
 demo: $(READY)
@@ -79,6 +79,22 @@ THREADS := 64
 
 soak: $(READY)
 	{ echo "# Soaked"; echo; $(BIN)/python -m benchmarks.soak --turns $(TURNS) --threads $(THREADS); } > benchmarks/SOAK.md
+
+# Not a test: it looks for what nobody thought of, guided by coverage, and goes on where it was the last time. What it finds
+# it writes to .cache/fuzz, and fails; `.cache/fuzz/bin/python -m fuzz.replies FILE` does it again.
+FUZZ := .cache/fuzz
+SECONDS := 300
+
+$(FUZZ)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --group fuzz
+	touch $@
+
+fuzz: $(FUZZ)/.ready
+	mkdir -p $(FUZZ)/replies
+	$(FUZZ)/bin/python -m fuzz.replies $(FUZZ)/replies -artifact_prefix=$(FUZZ)/ -max_total_time=$(SECONDS) \
+		-timeout=10 -max_len=1000 -len_control=0 -print_final_stats=1
 
 # What these two measure and fit with is not needed for anything else; they read the recordings in ../shared.
 BENCH := $(VENV)/.bench
