@@ -81,14 +81,14 @@ class Plugin:
 
         def hook(**kwargs: Any) -> Any:
             try:
-                return getattr(self.adapter, name)(**kwargs)
+                return _called(getattr(self.adapter, name), kwargs)
             except Exception as error:  # noqa: BLE001  # whatever it is, it is a fault of ours, and Hermes goes on
                 self._note(name, kwargs, error)
                 return None
 
         def middleware(**kwargs: Any) -> Any:
             # It raises what the local endpoint raised, too; so it keeps its own faults to itself (`llm_execution`).
-            return getattr(self.adapter, name)(**kwargs)
+            return _called(getattr(self.adapter, name), kwargs)
 
         call = middleware if name in MIDDLEWARE else hook
 
@@ -108,6 +108,17 @@ class Plugin:
         from .commands import escalate  # noqa: PLC0415  # see the module's docstring
 
         return escalate(self.adapter, raw_args, session_id=self.adapter.command_session())
+
+
+def _called(entry_point: Any, arguments: dict[str, Any]) -> Any:
+    """Call an entry point of the adapter, without what it reads as text and is none."""
+    usual = entry_point.__kwdefaults__ or {}
+    told = {
+        name: value
+        for name, value in arguments.items()
+        if isinstance(value, str) or not isinstance(usual.get(name), str)
+    }
+    return entry_point(**told)
 
 
 def _set_up_cli(parser: argparse.ArgumentParser) -> None:

@@ -233,7 +233,7 @@ class Adapter:
         model: str = "",
         platform: str = "",
         user_message: object = None,
-        conversation_history: Sequence[Mapping[str, Any]] = (),
+        conversation_history: object = (),
         **_: object,
     ) -> None:
         """A user turn starts: read the configuration and open the turn."""
@@ -261,7 +261,7 @@ class Adapter:
             task_id=parent.task_id if parent else turn_id,
             message=text,
             may_spend=parent.may_spend if parent else self.may_spend(config, platform),
-            steers={handoff.steered(conversation_history)},
+            steers={handoff.steered(host.entries(conversation_history))},
         )
         if parent is not None:
             # What its parent's type allows and forbids holds for what is done for it.
@@ -472,7 +472,7 @@ class Adapter:
             # The same agent makes all calls of a turn.
             turn.live = turn.live if turn.live.found else local.live
             self._heed_parent(turn)
-            self._find_type(turn, request)
+            self._find_type(turn, local.request)
             task = self._task(turn, local)
             turn.base_url = turn.base_url or base_url
             # Hermes itself may go to another provider within the turn, even to a model of the same name.
@@ -757,10 +757,14 @@ class Adapter:
 
 
 class LocalCall:
-    """The host's one call of the local model: made at most once, its outcome kept for whoever asks again."""
+    """The host's one call of the local model: made at most once, its outcome kept for whoever asks again.
+
+    `request` is what can be read of the host's, which is sent as it is.
+    """
 
     def __init__(self, next_call: Callable[..., Any], request: Mapping[str, Any]) -> None:
-        self.request = request
+        self.request = host.readable(request)
+        self._as_sent = request
         self.error: Exception | None = None
         self._next_call = next_call
         self._used = False
@@ -778,7 +782,7 @@ class LocalCall:
             raise self.error
         if not self._replied:
             try:
-                self._response = self.send(self.request)
+                self._response = self.send(self._as_sent)
             except Exception as error:
                 self.error = error
                 raise

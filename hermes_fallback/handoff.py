@@ -319,6 +319,6 @@ def text_of(content: Any) -> str:
     if content is None:
         return ""
     if isinstance(content, list):
-        pieces = (part.get("text") or "" if isinstance(part, dict) else str(part) for part in content)
+        pieces = (str(part.get("text") or "") if isinstance(part, dict) else str(part) for part in content)
         return "\n".join(piece for piece in pieces if piece)
     return json.dumps(content, ensure_ascii=False, default=str)

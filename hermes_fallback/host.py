@@ -206,7 +206,7 @@ def _command_outcome(result: str) -> tuple[int | None, str]:
         return None, ""
     try:
         parsed = json.loads(result)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None, ""
     if not isinstance(parsed, dict):
         return None, ""
@@ -229,13 +229,15 @@ def call_failed(at: float, error: BaseException, request: Mapping[str, Any]) -> 
 
 def local_reply(response: Any, request: Mapping[str, Any]) -> LocalReply:
     """Return what matters of an OpenAI-shaped response object."""
-    choices = getattr(response, "choices", None) or ()
-    if not choices:
+    choices = getattr(response, "choices", None)
+    if not isinstance(choices, list | tuple) or not choices:
         return LocalReply("")
-    message = choices[0].message
+    message = getattr(choices[0], "message", None)
+    asked = getattr(message, "tool_calls", None)
+    functions = [getattr(call, "function", None) for call in (asked if isinstance(asked, list | tuple) else ())]
     calls = tuple(
-        Call(str(call.function.name or ""), _arguments(call.function.arguments))
-        for call in getattr(message, "tool_calls", None) or ()
+        Call(str(getattr(function, "name", None) or ""), _arguments(getattr(function, "arguments", None)))
+        for function in functions
     )
     content = getattr(message, "content", None)
     return LocalReply(
@@ -244,6 +246,37 @@ def local_reply(response: Any, request: Mapping[str, Any]) -> LocalReply:
         finish_reason=getattr(choices[0], "finish_reason", None),
         answered_before=_answered_before(request.get("messages") or ()),
     )
+
+
+def readable(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a request with those of its messages, their calls and its tools that can be read; itself, if all can."""
+    read = {name: entries(request[name]) for name in ("messages", "tools") if request.get(name)}
+    messages = read.get("messages", ())
+    if any(_calls_of(message) is not message.get("tool_calls") for message in messages if message.get("tool_calls")):
+        read["messages"] = [{**message, "tool_calls": _calls_of(message)} for message in messages]
+    odd = {name: value for name, value in read.items() if value is not request[name]}
+    return {**request, **odd} if odd else request
+
+
+def _calls_of(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    calls = entries(message.get("tool_calls"))
+    return [call for call in calls if _is_call(call)] if not all(map(_is_call, calls)) else calls
+
+
+def _is_call(call: Mapping[str, Any]) -> bool:
+    return isinstance(call.get("function") or {}, dict)
+
+
+def entries(value: object) -> Sequence[Mapping[str, Any]]:
+    """Return the blocks in a list: the list itself, if it holds nothing else."""
+    if not isinstance(value, list | tuple):
+        return ()
+    return value if all(isinstance(one, dict) for one in value) else [one for one in value if isinstance(one, dict)]
+
+
+def _name_of(call_or_tool: Mapping[str, Any]) -> str:
+    function = call_or_tool.get("function")
+    return str(function.get("name")) if isinstance(function, dict) else ""
 
 
 def usage_of(response: Any) -> Usage:
@@ -282,8 +315,7 @@ def _arguments(arguments: Any) -> str:
 
 def _answered_before(messages: Any) -> bool:
     last: Mapping[str, Any] = next((message for message in reversed(messages) if message.get("role") != "tool"), {})
-    calls = last.get("tool_calls") or ()
-    names = {call.get("function", {}).get("name") for call in calls}
+    names = {_name_of(call) for call in _calls_of(last)}
     return bool(names) and names <= _HOUSEKEEPING and bool(handoff.text_of(last.get("content")).strip())
 
 
@@ -326,8 +358,7 @@ def toolsets_of(tools: Sequence[Mapping[str, Any]]) -> frozenset[str]:
     """Return the names of the toolsets that the offered tools are of."""
     from model_tools import get_toolset_for_tool  # noqa: PLC0415  # only there when Hermes runs
 
-    names = (str(tool.get("function", {}).get("name")) for tool in tools)
-    return frozenset(filter(None, map(get_toolset_for_tool, names)))
+    return frozenset(filter(None, map(get_toolset_for_tool, map(_name_of, tools))))
 
 
 def working_folder() -> str:

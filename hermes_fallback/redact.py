@@ -289,7 +289,7 @@ def _texts(message: Mapping[str, Any]) -> Iterator[str]:
         arguments = (call.get("function") or {}).get("arguments")
         try:
             yield from _strings(json.loads(arguments) if isinstance(arguments, str) else arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             yield str(arguments)
 
 

@@ -119,7 +119,7 @@ def _failure(said: Message, results: Sequence[Message]) -> tuple[str, Fingerprin
     try:
         # Behind the result may stand a warning of Hermes's (0.19 agent/tool_guardrails.py).
         result, _ = json.JSONDecoder().raw_decode(results[0]["content"])
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(result, dict):
         return None
