@@ -30,7 +30,7 @@ DISCOVERY = (
 # What every surface with slash commands has loaded: `ctx.register_command` imports it, and prompt_toolkit with it.
 WITH_COMMANDS = "import hermes_cli.commands\n"
 MEMORY = WITH_COMMANDS + "from hermes_cli.plugins import discover_plugins\ndiscover_plugins()\n"
-# A turn is one of Hermes's agent, which has loaded what it needs (the client, sqlite3) before any plugin does something.
+# A turn is one of Hermes's agent, which has loaded what it needs (the client, sqlite3) before a plugin does something.
 TURN = (
     WITH_COMMANDS + "from run_agent import AIAgent\n"
     "AIAgent(base_url='http://127.0.0.1:1/v1', api_key='none', model='local', provider='custom', quiet_mode=True)\n"

@@ -46,7 +46,7 @@ from .journal import Journal, JournalError
 from .ledger import Ledger, Ledgers
 from .live import Chat, LiveAgent, cli_session_id, find_agent, find_chat
 from .names import Names
-from .policy import Escalate, Stay, holding, is_off, is_refused
+from .policy import Decision, Escalate, Stay, holding, is_off, is_refused
 from .replies import LocalReply, Tools, inspect, offered
 from .task import SIGN, Consent, Task
 from .triggers import OF_ANSWERS
@@ -261,7 +261,7 @@ class Adapter:
             task_id=parent.task_id if parent else turn_id,
             message=text,
             may_spend=parent.may_spend if parent else self.may_spend(config, platform),
-            steers={handoff.steered(host.entries(conversation_history))},
+            steers={handoff.steered(host.listed(conversation_history))},
         )
         if parent is not None:
             # What its parent's type allows and forbids holds for what is done for it.
@@ -472,7 +472,7 @@ class Adapter:
             # The same agent makes all calls of a turn.
             turn.live = turn.live if turn.live.found else local.live
             self._heed_parent(turn)
-            self._find_type(turn, local.request)
+            self._find_type(turn, request)
             task = self._task(turn, local)
             turn.base_url = turn.base_url or base_url
             # Hermes itself may go to another provider within the turn, even to a model of the same name.
@@ -557,7 +557,7 @@ class Adapter:
         facts = kinds.Facts(
             message=turn.message,
             platform=turn.platform,
-            toolsets=host.toolsets_of(request.get("tools") or ()),
+            toolsets=host.toolsets_of(request.get("tools")),
             cwd=host.working_folder(),
         )
         found = kinds.kind_of(turn.config, facts)
@@ -571,7 +571,7 @@ class Adapter:
         self._last_types[turn.session_id] = (turn.task_type, turn.type_reason)
 
     def _route(self, turn: Turn, local: LocalCall, task: Task) -> Any:
-        steer = handoff.steered(local.request.get("messages") or ())
+        steer = handoff.steered(host.listed(local.request.get("messages")))
         if steer and steer not in turn.steers and not turn.deaf:
             turn.ledger.append(EscalationRequested(self.clock()))
         turn.steers.add(steer)
@@ -589,7 +589,7 @@ class Adapter:
         return None
 
     def _answer(self, turn: Turn, local: LocalCall, task: Task) -> Any:
-        response = escalate(task.decide(), task, local.request)
+        response = _escalate(task.decide(), task, local)
         if response is not None:
             return response
         try:
@@ -599,7 +599,7 @@ class Adapter:
             if isinstance(cause, InterruptedError):
                 raise
             turn.ledger.append(host.call_failed(self.clock(), cause, local.request))
-            response = escalate(task.decide(), task, local.request)
+            response = _escalate(task.decide(), task, local)
             if response is None:
                 raise
             return response
@@ -610,7 +610,7 @@ class Adapter:
         decision = self._judge(turn, local, task, response)
         if decision is None:
             return response
-        replacement = escalate(decision, task, local.request)
+        replacement = _escalate(decision, task, local)
         if turn.config.policy.is_shadow and decision.held is None:
             # The better answer would have cost about what this one took.
             shadow.answered(task, used)
@@ -624,7 +624,7 @@ class Adapter:
         tools = local.request.get("tools")
         # Hermes sends the same list all through a turn.
         if turn.offered[0] is not tools:
-            turn.offered = (tools, offered(tools))
+            turn.offered = (tools, offered(host.entries(tools)))
         fault = inspect(reply, turn.offered[1])
         if fault is not None:
             turn.ledger.append(ReplyInvalid(self.clock(), fault.kind, fault.ends_turn))
@@ -651,7 +651,7 @@ class Adapter:
     def _check_itself(self, turn: Turn, local: LocalCall, answer: str) -> None:
         """Ask the local model whether its answer is one; what it cannot say is no evidence."""
         tier = self_check.tier(turn.model, turn.base_url, local.live.api_key)
-        asked = {"messages": self_check.question(local.request.get("messages") or (), answer)}
+        asked = {"messages": self_check.question(host.entries(local.request.get("messages")), answer)}
         try:
             reply = executor.complete(tier, asked, is_interrupted=host.is_interrupted, on_text=lambda _: None)
         except ExecutionError as error:
@@ -757,14 +757,10 @@ class Adapter:
 
 
 class LocalCall:
-    """The host's one call of the local model: made at most once, its outcome kept for whoever asks again.
-
-    `request` is what can be read of the host's, which is sent as it is.
-    """
+    """The host's one call of the local model: made at most once, its outcome kept for whoever asks again."""
 
     def __init__(self, next_call: Callable[..., Any], request: Mapping[str, Any]) -> None:
-        self.request = host.readable(request)
-        self._as_sent = request
+        self.request = request
         self.error: Exception | None = None
         self._next_call = next_call
         self._used = False
@@ -782,7 +778,7 @@ class LocalCall:
             raise self.error
         if not self._replied:
             try:
-                self._response = self.send(self._as_sent)
+                self._response = self.send(self.request)
             except Exception as error:
                 self.error = error
                 raise
@@ -795,6 +791,11 @@ class LocalCall:
             return self.live.call_again(request)
         self._used = True
         return self._next_call(dict(request))
+
+
+def _escalate(decision: Decision, task: Task, local: LocalCall) -> Any | None:
+    # Only now: to look at each message takes the longer the more there are.
+    return escalate(decision, task, host.readable(local.request) if isinstance(decision, Escalate) else local.request)
 
 
 def _has_escalated(events: Sequence[Event]) -> bool:

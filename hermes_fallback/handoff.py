@@ -37,6 +37,7 @@ _TOOL_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 
 _NO_IMAGE = "[an image was left out: this model cannot see images]"
 _DEFAULT = Handoff()
+_MOST_LEVELS = 100
 # Exchanges are left out four at a time, so that the request for the next call mostly begins as the one before did.
 _STEP = 4
 
@@ -89,13 +90,14 @@ def note(reason: str) -> str:
     )
 
 
-def steered(messages: Sequence[Mapping[str, Any]]) -> str:
+def steered(messages: Sequence[Any]) -> str:
     """Return the `/steer escalate` at the end of the last tool message, told apart from any other; empty for none.
 
     Hermes puts what is steered there, before a call and after tools ran; the message may be of an older turn (0.17 to
     0.19 agent/conversation_loop.py). Behind what a folder says, it may be the folder's: the user can say it again.
     """
-    last: Mapping[str, Any] = next((one for one in reversed(messages) if one.get("role") == "tool"), {})
+    blocks = (one for one in reversed(messages) if isinstance(one, dict))
+    last: Mapping[str, Any] = next((one for one in blocks if one.get("role") == "tool"), {})
     text = text_of(last.get("content")).rstrip()
     if not text.endswith(STEER_CLOSE) or _FOLDERS_WORDS in text or not _STEERED_ESCALATE.search(text):
         return ""
@@ -188,13 +190,24 @@ def _function(call: Mapping[str, Any]) -> Message:
 
 
 def _is_object(arguments: str) -> bool:
-    """Tell whether a request can carry the arguments as an object, as Anthropic's and Gemini's do: no NaN in it."""
+    """Tell whether a request can carry the arguments as an object, as Anthropic's and Gemini's do: no NaN in it.
+
+    One that is too deep cannot be masked, and no provider reads it.
+    """
     try:
         parsed = json.loads(arguments)
         json.dumps(parsed, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return False
-    return isinstance(parsed, dict)
+    return isinstance(parsed, dict) and not _is_deeper(parsed, _MOST_LEVELS)
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    layer = [value]
+    for _ in range(levels):
+        blocks = [one.values() if isinstance(one, dict) else one for one in layer if isinstance(one, dict | list)]
+        layer = [inner for block in blocks for inner in block]
+    return bool(layer)
 
 
 def _merged(messages: Iterable[Message]) -> list[Message]:

@@ -244,7 +244,7 @@ def local_reply(response: Any, request: Mapping[str, Any]) -> LocalReply:
         text=content if isinstance(content, str) else handoff.text_of(content),
         calls=calls,
         finish_reason=getattr(choices[0], "finish_reason", None),
-        answered_before=_answered_before(request.get("messages") or ()),
+        answered_before=_answered_before(listed(request.get("messages"))),
     )
 
 
@@ -267,11 +267,15 @@ def _is_call(call: Mapping[str, Any]) -> bool:
     return isinstance(call.get("function") or {}, dict)
 
 
+def listed(value: object) -> Sequence[Any]:
+    """Return a list as it is, and an empty one for anything else."""
+    return value if isinstance(value, list | tuple) else ()
+
+
 def entries(value: object) -> Sequence[Mapping[str, Any]]:
     """Return the blocks in a list: the list itself, if it holds nothing else."""
-    if not isinstance(value, list | tuple):
-        return ()
-    return value if all(isinstance(one, dict) for one in value) else [one for one in value if isinstance(one, dict)]
+    given = listed(value)
+    return given if all(isinstance(one, dict) for one in given) else [one for one in given if isinstance(one, dict)]
 
 
 def _name_of(call_or_tool: Mapping[str, Any]) -> str:
@@ -296,9 +300,10 @@ def reply_signs(reply: LocalReply, request: Mapping[str, Any]) -> tuple[ReplySig
 
 def _is_unaided(request: Mapping[str, Any]) -> bool:
     """Tell whether the model has tools and has not seen what any of them shows, nor a summary of that."""
-    messages = request.get("messages") or ()
-    if not request.get("tools") or any(message.get("role") == "tool" for message in messages):
+    messages = listed(request.get("messages"))
+    if not request.get("tools") or any(isinstance(one, dict) and one.get("role") == "tool" for one in messages):
         return False
+    messages = entries(messages)
     texts = [handoff.text_of(message.get("content")) for message in messages]
     if any(text.startswith(_SUMMARY) for text in texts):
         return False
@@ -313,8 +318,9 @@ def _arguments(arguments: Any) -> str:
     return arguments if isinstance(arguments, str) else json.dumps(arguments if arguments is not None else {})
 
 
-def _answered_before(messages: Any) -> bool:
-    last: Mapping[str, Any] = next((message for message in reversed(messages) if message.get("role") != "tool"), {})
+def _answered_before(messages: Sequence[Any]) -> bool:
+    blocks = (one for one in reversed(messages) if isinstance(one, dict))
+    last: Mapping[str, Any] = next((message for message in blocks if message.get("role") != "tool"), {})
     names = {_name_of(call) for call in _calls_of(last)}
     return bool(names) and names <= _HOUSEKEEPING and bool(handoff.text_of(last.get("content")).strip())
 
@@ -354,11 +360,11 @@ def ask_person(question: str, *, key: str, platform: str) -> Consent:
     return Consent(given=False, why="nobody is there to be asked" if nobody else "not allowed")
 
 
-def toolsets_of(tools: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+def toolsets_of(tools: object) -> frozenset[str]:
     """Return the names of the toolsets that the offered tools are of."""
     from model_tools import get_toolset_for_tool  # noqa: PLC0415  # only there when Hermes runs
 
-    return frozenset(filter(None, map(get_toolset_for_tool, map(_name_of, tools))))
+    return frozenset(filter(None, map(get_toolset_for_tool, map(_name_of, entries(tools)))))
 
 
 def working_folder() -> str:

@@ -287,7 +287,7 @@ def is_a_sentence(fault: str, known: set[str]) -> None:
 def can_be_used(config: Config, folder: Path) -> None:
     """Every later step can do with the configuration what it is for."""
     for one in (config, *(kind.config for kind in config.task_types)):
-        failed = ToolFailed(0.0, "t", "call", "result", "an error", "kind")
+        failed = ToolFailed(0.0, "t", 1, 2, "an error", 3)
         for events in ([], [failed] * 4, [ReplyInvalid(0.0, "empty", ends_turn=True)] * 4, [EscalationRequested(0.0)]):
             happened: list[Event] = [TurnStarted(0.0, "turn", "model"), *events]
             decide(happened, one.policy, tiers=len(one.ladder), names=one.names, now=1000.0)

@@ -246,6 +246,18 @@ def test_no_byte_is_more_than_a_token(text: str) -> None:
     assert count_tokens(tier, messages, tools) <= len(written)
 
 
+@pytest.mark.parametrize(("depth", "stays"), [(50, True), (150, False), (900, False), (5000, False)])
+def test_deep_arguments(depth: int, stays: bool) -> None:  # noqa: FBT001  # a case
+    """Arguments deeper than anybody means go out as text: they can be neither masked nor read."""
+    deep = '{"a":' * depth + "1" + "}" * depth
+    calls = [{"id": "c", "type": "function", "function": {"name": "write", "arguments": deep}}]
+    messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    messages.append({"role": "tool", "content": "done", "tool_call_id": "c"})
+    sent = handoff.build({"messages": messages}, note="NOTE")["messages"]
+    (function,) = [call["function"] for message in sent for call in message.get("tool_calls") or ()]
+    assert function["arguments"] == (deep if stays else json.dumps({"not_valid_json": deep}))
+
+
 def test_newest_exchange_stays_even_if_it_does_not_fit() -> None:
     """What is too long in itself is for the provider to refuse: it is not cut to pieces."""
     built = fitted(conversation_of(9), 10)
