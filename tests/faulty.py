@@ -24,7 +24,6 @@ from llmock.scenarios import Behavior, Delay, Fail, Match, Reply, StreamFault, T
 from llmock.testing import LLMockServer
 
 from tests.endpoints import Answer, Endpoint, fail, in_order, say
-from tests.world import KEY
 
 TEXT = "A sentence that is long enough to come in several pieces, one after the other."
 HANG_SECONDS = 5.0
@@ -200,7 +199,7 @@ FAULTS: dict[str, Illness] = {
     "empty choices": Answer(raw=_answered("text/event-stream", _chunk() + b"data: [DONE]\n\n")),
     "unknown finish reason": (Reply(TEXT, finish_reason="sabbatical", times=None, match=_TASKS),),
     "400 context overflow": _failing(400, code="context_length_exceeded", message=_TOO_LONG),
-    "401": _failing(401, message=f"Incorrect API key provided: {KEY}."),
+    "401": _failing(401, message="Incorrect API key provided: sk-wrong-0123456789abcdef."),
     "403": _failing(403),
     "404": _failing(404),
     "408": _failing(408),

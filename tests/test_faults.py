@@ -268,7 +268,7 @@ def test_a_providers_words_steer_no_terminal(world: World, caplog: pytest.LogCap
     screen = Screen()
     world.ask(agent=watched(world, screen))
     seen = "\n".join([screen.text, *log_of(caplog)])
-    assert '[BadRequestError, 400, "no [2J]0;title way31m"]' in seen
+    assert '[BadRequestError, 400, "no  [2J ]0;title   way 31m "]' in seen
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", seen)
 
 

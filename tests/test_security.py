@@ -425,7 +425,7 @@ def test_a_key_in_the_configuration(world: World, caplog: pytest.LogCaptureFixtu
 # the direction of the writing. With ESC, and as the single characters that stand for ESC and another one.
 HOSTILE = (
     "evil\x1b]52;c;aGk=\x07\x1b]8;;http://example.invalid/\x1b\\here\x1b]8;;\x1b\\\x1b]0;title\x07\x1b[2J\x1b[31m"
-    "\x9b31m\x9d0;t\x9c\x90q\x9c\r\b\b\x00\x7f\u202egnp.exe\u2066\u200f\u2028[red]end"
+    "\x9b31m\x9d0;t\x9c\x90q\x9c\r\b\b\x7f\u202egnp.exe\u2066\u200f\u2028[red]end"
 )
 
 
