@@ -198,7 +198,9 @@ _KEY_CHARS = 16
 
 def keys_in_use() -> frozenset[str]:
     """The canary, and each key that the environment has now."""
-    named = (value for name, value in os.environ.items() if name.endswith(("_KEY", "_TOKEN", "_PASSWORD", "_SECRET")))
+    ends = ("_KEY", "_TOKEN", "_PASSWORD", "_SECRET")
+    # HERMES_SESSION_KEY is the name of a chat, which Hermes 0.17 puts there and into its log.
+    named = (value for name, value in os.environ.items() if name.endswith(ends) and not name.startswith("HERMES_"))
     return frozenset({KEY, *(value for value in named if len(value) >= 8)})
 
 
