@@ -13,7 +13,7 @@ from typing import Any
 from . import executor, explain, handoff, shadow, spending
 from .budget import Usage, WorstCase
 from .config import HERMES, PRIMARY, Tier
-from .events import ConsentRefused, Escalated, EscalationFailed, TierReplied
+from .events import ConsentRefused, EscalationFailed, TierReplied
 from .executor import BudgetExceeded, ExecutionError, Interrupted, Reply
 from .journal import JournalError, Reserved
 from .policy import Decision, Escalate
@@ -180,7 +180,7 @@ def _hand_over(decision: Escalate, task: Task, tier: Tier, *, reason: str) -> ob
     if decision.held is None:
         journal_id = task.journal.open_escalation(task.opening(decision, tier, reason))
         task.live.notice(f"{SIGN} {task.local_model} → {tier.name}: {reason}")
-        task.ledger.append(_taken(decision, task, tier, journal_id))
+        task.ledger.append(task.escalated(decision, tier, journal_id))
         logger.info(
             "escalated session=%s from=%s to=%s trigger=%s because: %s",
             task.session_id,
@@ -248,7 +248,7 @@ def _call_primary(tier: Tier, task: Task, request: Mapping[str, Any]) -> Reply:
 def _answered(decision: Escalate, task: Task, tier: Tier, reply: Reply, *, reason: str, journal_id: int) -> None:
     # Anew, too, where the row of the one that holds was gone.
     if decision.held is None or decision.held.journal_id != journal_id:
-        task.ledger.append(_taken(decision, task, tier, journal_id))
+        task.ledger.append(task.escalated(decision, tier, journal_id))
     task.ledger.append(TierReplied(task.clock(), decision.tier))
     logger.log(
         logging.DEBUG if decision.held else logging.INFO,
@@ -260,19 +260,6 @@ def _answered(decision: Escalate, task: Task, tier: Tier, reply: Reply, *, reaso
         reason,
         reply.seconds,
         explain.usage(reply.input_tokens, reply.output_tokens, reply.cost_usd),
-    )
-
-
-def _taken(decision: Escalate, task: Task, tier: Tier, journal_id: int) -> Escalated:
-    for_session = decision.held.for_session if decision.held else task.config.policy.hold == "session"
-    return Escalated(
-        task.clock(),
-        decision.tier,
-        tier.name,
-        decision.trigger,
-        decision.evidence,
-        journal_id,
-        for_session=for_session,
     )
 
 

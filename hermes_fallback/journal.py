@@ -671,17 +671,17 @@ def _make_private(path: Path) -> None:
         raise _UnsafeError(f"its folder {_IS_A_LINK}")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     home = folder.parent.stat()
-    _close_to_others(folder, "its folder", home)
+    _close_to_others(folder, "its folder", home, is_right_kind=stat.S_ISDIR)
     for ending in ("", *_BESIDE):
         file = path.with_name(path.name + ending)
         with suppress(FileNotFoundError):
-            _close_to_others(file, file.name if ending else "it", home)
+            _close_to_others(file, file.name if ending else "it", home, is_right_kind=stat.S_ISREG)
     if not path.exists():
         # sqlite3 would make it readable for everybody; and no link, should one have come in between.
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600))
 
 
-def _close_to_others(path: Path, name: str, home: os.stat_result) -> None:
+def _close_to_others(path: Path, name: str, home: os.stat_result, *, is_right_kind: Callable[[int], bool]) -> None:
     """See that it is ours and the only way to what it holds; then only its owner can read or write it.
 
     Raises:
@@ -690,7 +690,7 @@ def _close_to_others(path: Path, name: str, home: os.stat_result) -> None:
     found = path.lstat()
     if stat.S_ISLNK(found.st_mode):
         raise _UnsafeError(f"{name} {_IS_A_LINK}")
-    if not (stat.S_ISREG(found.st_mode) or (stat.S_ISDIR(found.st_mode) and name == "its folder")):
+    if not is_right_kind(found.st_mode):
         raise _UnsafeError(f"{name} is no plain file; move away what is there")
     # The owner of Hermes's home says what Hermes runs, so this one may hold the journal too (root, in a container).
     if hasattr(os, "geteuid") and found.st_uid not in {os.geteuid(), home.st_uid}:

@@ -31,18 +31,7 @@ def begin(decision: Decision, task: Task) -> None:
         task.ledger.append(EscalationFailed(task.clock(), decision.tier, str(error), transient=False))
         logger.warning("session=%s: a shadow escalation could not be written: %s", task.session_id, error)
         return
-    task.ledger.append(
-        Escalated(
-            task.clock(),
-            decision.tier,
-            tier.name,
-            decision.trigger,
-            decision.evidence,
-            row,
-            is_shadow=True,
-            for_session=task.config.policy.hold == "session",
-        )
-    )
+    task.ledger.append(task.escalated(decision, tier, row))
 
 
 def answered(task: Task, used: Usage) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .config import Config, Tier
+from .events import Escalated
 from .journal import Journal, Opening
 from .ledger import Ledger
 from .live import LiveAgent
@@ -66,4 +67,17 @@ class Task:
             task_type=self.task_type,
             type_reason=self.type_reason,
             is_shadow=self.config.policy.is_shadow,
+        )
+
+    def escalated(self, decision: Escalate, tier: Tier, journal_id: int) -> Escalated:
+        """Return what the ledger gets to know when a tier has taken the task over, or in shadow would have."""
+        return Escalated(
+            at=self.clock(),
+            tier=decision.tier,
+            model=tier.name,
+            trigger=decision.trigger,
+            evidence=decision.evidence,
+            journal_id=journal_id,
+            is_shadow=self.config.policy.is_shadow,
+            for_session=decision.held.for_session if decision.held else self.config.policy.hold == "session",
         )

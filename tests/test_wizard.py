@@ -296,12 +296,23 @@ def test_changed_in_the_meantime(home: Path) -> None:
     assert ((home / "config.yaml").read_text(), backups(home)) == ("a: 2\n", [])
 
 
+def _heed_ctrl_c() -> None:
+    # A script that runs the tests in its background has them ignore it, and all that they start.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def terminal(home: Path, *arguments: str) -> Iterator[Any]:
     """The command on a terminal."""
     env = {**os.environ, "HERMES_HOME": str(home), "HOME": str(home), "TERM": "xterm-256color"}
     child = pexpect.spawn(
-        INIT[0], [*INIT[1:], *arguments], cwd=str(ROOT), env=env, dimensions=(50, 100), encoding="utf-8", timeout=60
+        *(INIT[0], [*INIT[1:], *arguments]),
+        cwd=str(ROOT),
+        env=env,
+        dimensions=(50, 100),
+        encoding="utf-8",
+        timeout=60,
+        preexec_fn=_heed_ctrl_c,
     )
     try:
         yield child

@@ -17,6 +17,7 @@ import re
 import signal
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -79,7 +80,7 @@ class Bill:
     usd: float
 
 
-class Server:
+class Server(ABC):
     """HTTP/1.1 for what OpenAI's client sends, in so few lines that it takes no time of what is measured."""
 
     def __init__(self, folder: Path, name: str, seed: int) -> None:
@@ -127,11 +128,11 @@ class Server:
         finally:
             writer.close()
 
+    @abstractmethod
     async def answer(
         self, body: dict[str, Any], key: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         """Answer one request; return whether the connection can be used again."""
-        raise NotImplementedError
 
 
 class Local(Server):
