@@ -7,6 +7,7 @@ the rest of the package is imported when it is first needed: at the first messag
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -112,13 +113,16 @@ class Plugin:
 
 def _called(entry_point: Any, arguments: dict[str, Any]) -> Any:
     """Call an entry point of the adapter, without what it reads as text and is none."""
-    usual = entry_point.__kwdefaults__ or {}
-    told = {
-        name: value
-        for name, value in arguments.items()
-        if isinstance(value, str) or not isinstance(usual.get(name), str)
-    }
-    return entry_point(**told)
+    texts = _texts(getattr(entry_point, "__func__", entry_point))
+    odd = [name for name in texts if not isinstance(arguments.get(name, ""), str)]
+    if odd:
+        arguments = {name: value for name, value in arguments.items() if name not in odd}
+    return entry_point(**arguments)
+
+
+@functools.cache
+def _texts(entry_point: Any) -> tuple[str, ...]:
+    return tuple(name for name, usual in (entry_point.__kwdefaults__ or {}).items() if isinstance(usual, str))
 
 
 def _set_up_cli(parser: argparse.ArgumentParser) -> None:

@@ -321,8 +321,10 @@ def _arguments(arguments: Any) -> str:
 def _answered_before(messages: Sequence[Any]) -> bool:
     blocks = (one for one in reversed(messages) if isinstance(one, dict))
     last: Mapping[str, Any] = next((message for message in blocks if message.get("role") != "tool"), {})
+    if not last.get("content"):
+        return False
     names = {_name_of(call) for call in _calls_of(last)}
-    return bool(names) and names <= _HOUSEKEEPING and bool(handoff.text_of(last.get("content")).strip())
+    return bool(names) and names <= _HOUSEKEEPING and bool(handoff.text_of(last["content"]).strip())
 
 
 def can_ask() -> bool:

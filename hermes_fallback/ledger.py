@@ -31,8 +31,8 @@ from .events import (
 
 MAX_EVENTS = 128
 """How many events of one task the triggers see: a loop of 15 calls, with their replies, shows four times in it. With
-all that is kept beside them, these are some 36 KB a session (benchmarks/RESULTS.md)."""
-SPARE = 16
+all that is kept beside them, these are some 32 KB a session (benchmarks/RESULTS.md)."""
+SPARE = 8
 """So many more may come before it is pruned again: the cost of an event stays the same however many came."""
 
 MAX_EARLIER = 40
