@@ -111,9 +111,14 @@ class Plugin:
         return escalate(self.adapter, raw_args, session_id=self.adapter.command_session())
 
 
+_TEXT = {str}
+
+
 def _called(entry_point: Any, arguments: dict[str, Any]) -> Any:
     """Call an entry point of the adapter, without what it reads as text and is none."""
     texts = _texts(getattr(entry_point, "__func__", entry_point))
+    if {*map(type, map(arguments.get, texts))} == _TEXT:
+        return entry_point(**arguments)
     odd = [name for name in texts if not isinstance(arguments.get(name, ""), str)]
     if odd:
         arguments = {name: value for name, value in arguments.items() if name not in odd}

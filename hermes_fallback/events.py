@@ -6,8 +6,10 @@ shown, logged and journaled as it is. `at` is monotonic seconds everywhere.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .fingerprint import Fingerprint
 
@@ -235,8 +237,46 @@ Event = (
     | EscalationFailed
 )
 
+CONTROLS = frozenset(
+    {
+        TurnStarted,
+        TurnEnded,
+        Escalated,
+        TierReplied,
+        EscalationFailed,
+        EscalationRequested,
+        SwitchedOff,
+        SwitchedAuto,
+        TypeMatched,
+        ConsentGiven,
+        ConsentRefused,
+        BudgetLifted,
+    }
+)
+"""What decides who may answer; all other events say how it goes, and there are many more of those."""
+
 Call = ToolSucceeded | ToolFailed
 """A tool was called and gave something."""
+
+
+class Index(NamedTuple):
+    """What is asked of events before each model call, and takes long to find by going through all of them."""
+
+    controls: list[int]
+    """The places of the CONTROLS."""
+    calls: array[int]
+    """`short` of each call, oldest first."""
+
+
+def index_of(events: Sequence[Event]) -> Index:
+    """Go through the events for their index."""
+    calls = array("I", [short(event) for event in events if isinstance(event, Call)])
+    return Index([at for at, event in enumerate(events) if type(event) in CONTROLS], calls)
+
+
+def short(call: Call) -> int:
+    """Return 32 bits of a call's fingerprint: the same for the same call, and seldom for another."""
+    return call.call & 0xFFFFFFFF
 
 
 def is_telling(event: Event) -> bool:

@@ -32,6 +32,7 @@ _HOUSEKEEPING = frozenset({"memory", "todo", "skill_manage", "session_search"})
 # How Hermes begins what stands for compressed messages (0.19 agent/context_compressor.py).
 _SUMMARY = ("[CONTEXT COMPACTION", "[CONTEXT SUMMARY]")
 
+_LISTS = (list, tuple)
 _INTERRUPTED = 130
 _OWN_WORDS_CHARS = 400
 
@@ -230,21 +231,21 @@ def call_failed(at: float, error: BaseException, request: Mapping[str, Any]) -> 
 def local_reply(response: Any, request: Mapping[str, Any]) -> LocalReply:
     """Return what matters of an OpenAI-shaped response object."""
     choices = getattr(response, "choices", None)
-    if not isinstance(choices, list | tuple) or not choices:
+    if not isinstance(choices, _LISTS) or not choices:
         return LocalReply("")
     message = getattr(choices[0], "message", None)
     asked = getattr(message, "tool_calls", None)
-    functions = [getattr(call, "function", None) for call in (asked if isinstance(asked, list | tuple) else ())]
-    calls = tuple(
+    functions = [getattr(call, "function", None) for call in listed(asked)]
+    calls = [
         Call(str(getattr(function, "name", None) or ""), _arguments(getattr(function, "arguments", None)))
         for function in functions
-    )
+    ]
     content = getattr(message, "content", None)
     return LocalReply(
         text=content if isinstance(content, str) else handoff.text_of(content),
-        calls=calls,
+        calls=tuple(calls),
         finish_reason=getattr(choices[0], "finish_reason", None),
-        answered_before=_answered_before(listed(request.get("messages"))),
+        answered_before=not calls and _answered_before(listed(request.get("messages"))),
     )
 
 
@@ -269,7 +270,7 @@ def _is_call(call: Mapping[str, Any]) -> bool:
 
 def listed(value: object) -> Sequence[Any]:
     """Return a list as it is, and an empty one for anything else."""
-    return value if isinstance(value, list | tuple) else ()
+    return value if isinstance(value, _LISTS) else ()
 
 
 def entries(value: object) -> Sequence[Mapping[str, Any]]:
@@ -286,8 +287,8 @@ def _name_of(call_or_tool: Mapping[str, Any]) -> str:
 def usage_of(response: Any) -> Usage:
     """Return the tokens that an endpoint says a reply took."""
     usage = getattr(response, "usage", None)
-    counts = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
-    return Usage(*(count if isinstance(count, int) else None for count in counts))
+    counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+    return Usage(*[count if isinstance(count, int) else None for count in counts])
 
 
 def reply_signs(reply: LocalReply, request: Mapping[str, Any]) -> tuple[ReplySign, ...]:

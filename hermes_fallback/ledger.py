@@ -10,41 +10,37 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from .events import (
-    BudgetLifted,
+    CONTROLS,
+    Call,
     ConsentGiven,
-    ConsentRefused,
     Escalated,
-    EscalationFailed,
     EscalationRequested,
     Event,
+    Index,
     ReplyAccepted,
     ReplyInvalid,
     SwitchedAuto,
     SwitchedOff,
-    TierReplied,
     ToolFailed,
     ToolSucceeded,
     TurnEnded,
     TurnStarted,
-    TypeMatched,
+    index_of,
+    short,
 )
 
 MAX_EVENTS = 128
 """How many events of one task the triggers see: a loop of 15 calls, with their replies, shows four times in it. With
 all that is kept beside them, these are some 32 KB a session (benchmarks/RESULTS.md)."""
 SPARE = 8
-"""So many more may come before it is pruned again: the cost of an event stays the same however many came."""
+"""So many more come before it is pruned again: the cost of an event stays the same however many came."""
 
 MAX_EARLIER = 40
 """How many events are kept of what went before a message, for `risk`, and for how long: a person who comes back later
 has most likely something else in mind."""
 EARLIER_SECONDS = 1800.0
 
-_LANDMARKS = (
-    (TurnStarted | TypeMatched | EscalationRequested | SwitchedOff | SwitchedAuto)
-    | (Escalated | TierReplied | EscalationFailed)
-    | (ConsentGiven | ConsentRefused | BudgetLifted)
-)
+_BORDERS = (TurnStarted, TurnEnded)
 
 
 class Ledger:
@@ -53,27 +49,39 @@ class Ledger:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._events: list[Event] = []
+        self._index = index_of(())
         self._most = MAX_EVENTS + SPARE
 
     def append(self, *events: Event) -> None:
         """Add events; at the border of two turns, the task before it is let go."""
         with self._lock:
             for event in events:
-                if isinstance(event, TurnStarted | TurnEnded):
+                if isinstance(event, _BORDERS):
                     self._events = _carried_over([*self._events, event])
+                    self._index = index_of(self._events)
                 else:
-                    self._events.append(event)
+                    self._add(event)
             if len(self._events) > self._most:
-                self._events = _newest(self._events)
+                self._events, self._index = _newest(self._events, self._index)
                 # Landmarks stay, and there may be many of them.
                 self._most = max(MAX_EVENTS, len(self._events)) + SPARE
 
+    def _add(self, event: Event) -> None:
+        if isinstance(event, Call):
+            self._index.calls.append(short(event))
+        elif type(event) in CONTROLS:
+            self._index.controls.append(len(self._events))
+        self._events.append(event)
+
     def events(self) -> tuple[Event, ...]:
-        """Return what is known now; at most `MAX_EVENTS` of them besides landmarks."""
+        """Return what is known now; at most `MAX_EVENTS + SPARE` of them besides CONTROLS."""
+        return self.past()[0]
+
+    def past(self) -> tuple[tuple[Event, ...], Index]:
+        """Return what is known now (`events`), and its index."""
         with self._lock:
-            if len(self._events) > MAX_EVENTS:
-                return tuple(_newest(self._events))
-            return tuple(self._events)
+            # The calls are not copied: where one more is known, `no_progress` looks once more than it has to.
+            return tuple(self._events), Index(self._index.controls[:], self._index.calls)
 
 
 class Ledgers:
@@ -171,6 +179,11 @@ def _still_telling(earlier: Sequence[Event]) -> list[Event]:
     return []
 
 
-def _newest(events: list[Event]) -> list[Event]:
-    landmarks = [event for event in events[:-MAX_EVENTS] if isinstance(event, _LANDMARKS)]
-    return landmarks[-MAX_EVENTS:] + events[-MAX_EVENTS:]
+def _newest(events: list[Event], index: Index) -> tuple[list[Event], Index]:
+    """Return the newest events with the newest CONTROLS before them, and their index; few of the others are touched."""
+    cut = len(events) - MAX_EVENTS
+    before = [at for at in index.controls if at < cut][-MAX_EVENTS:]
+    moved = cut - len(before)
+    controls = [*range(len(before)), *[at - moved for at in index.controls if at >= cut]]
+    gone = sum(isinstance(event, Call) for event in events[:cut])
+    return [events[at] for at in before] + events[cut:], Index(controls, index.calls[gone:])

@@ -18,6 +18,7 @@ from .events import (
     EscalationFailed,
     EscalationRequested,
     Event,
+    Index,
     SwitchedAuto,
     SwitchedOff,
     TierReplied,
@@ -25,6 +26,7 @@ from .events import (
     TurnEnded,
     TurnStarted,
     TypeMatched,
+    index_of,
 )
 from .triggers import TRIGGERS, Evidence, Limits
 
@@ -50,45 +52,34 @@ class Escalate:
 Decision = Stay | Escalate
 
 
-_CONTROL = frozenset(
-    {
-        TurnStarted,
-        TurnEnded,
-        Escalated,
-        TierReplied,
-        EscalationFailed,
-        EscalationRequested,
-        SwitchedOff,
-        SwitchedAuto,
-        TypeMatched,
-        ConsentGiven,
-        ConsentRefused,
-        BudgetLifted,
-    }
-)
-"""What decides who may answer; all other events say how it goes, and there are many more of those."""
-
 _ASIDE = frozenset({EscalationFailed, TypeMatched, ConsentGiven, ConsentRefused, BudgetLifted})
 """What changes nothing about what the model that has the task did last."""
 
 
 def decide(
-    events: Sequence[Event], policy: Policy, *, tiers: int, now: float, names: Sequence[str] | None = None
+    events: Sequence[Event],
+    policy: Policy,
+    *,
+    tiers: int,
+    now: float,
+    names: Sequence[str] | None = None,
+    index: Index | None = None,
 ) -> Decision:
     """Return who answers the next call: the local model, or one of `tiers` tiers.
 
     `events` are a session's, oldest first; `now` is on the clock of their `at`. `names` are the tiers', where they may
-    have changed since one of them took the session (`holding`).
+    have changed since one of them took the session (`holding`). `index` is that of the events, where there is
+    one (`Ledger.past`).
     """
     if not policy.enabled:
         return Stay()
-    # Sorted out once, in one pass: this is asked before every model call.
-    controls = [(at, event) for at, event in enumerate(events) if type(event) in _CONTROL]
+    index = index_of(events) if index is None else index
+    controls = [(at, events[at]) for at in index.controls]
     switches = [event for _, event in controls]
     if is_refused(switches):
         return Stay()
     holder = holding(switches, policy, names)
-    matched = _match(events, controls, policy, holder=holder, now=now)
+    matched = _match(events, controls, policy, calls=index.calls, holder=holder, now=now)
     if holder is None and matched is None:
         return Stay()
     if matched is not None:
@@ -160,24 +151,32 @@ def _match(
     controls: Sequence[tuple[int, Event]],
     policy: Policy,
     *,
+    calls: Sequence[int],
     holder: Escalated | None,
     now: float,
 ) -> tuple[TriggerName, Evidence] | None:
     taken = _taken_at(controls, holder)
-    task = max((at for at, event in controls if type(event) is TurnStarted), default=0)
-    aside = {at for at, event in controls if type(event) in _ASIDE}
-    observed = events[max(taken, task) :]
+    task, started_at, aside = 0, None, set()
+    for at, event in controls:
+        kind = type(event)
+        if kind is TurnStarted or kind is Escalated:
+            started_at = event.at
+            task = at if kind is TurnStarted else task
+        elif kind in _ASIDE:
+            aside.add(at)
+    start = max(taken, task)
+    observed = events[start:] if start else events
     if aside:
-        observed = [event for at, event in enumerate(events) if at >= max(taken, task) and at not in aside]
-    started_at = max((event.at for _, event in controls if isinstance(event, TurnStarted | Escalated)), default=now)
+        observed = [event for at, event in enumerate(events) if at >= start and at not in aside]
     off = is_off([event for _, event in controls])
     usual = Limits(
         after=policy.max_local_attempts,
         task_timeout_seconds=policy.task_timeout_seconds,
-        started_at=started_at,
+        started_at=now if started_at is None else started_at,
         now=now,
         sensitivity=policy.sensitivity,
         earlier=events[taken:task],
+        calls=calls,
     )
     for name, trigger in TRIGGERS.items():
         # /escalate is the user's own word: it stands even where the automatic ones were switched off.

@@ -133,8 +133,10 @@ def is_tool_call_text(text: str, tools: Tools) -> bool:
 
     A text that shows a call to a reader (in the middle of prose, or of a tool that is not offered) is not one.
     """
-    unfenced = _FENCE.sub(" ", text)
-    for marker in itertools.islice(_MARKERS.finditer(unfenced), _MAX_MARKERS):
+    unfenced = _FENCE.sub(" ", text) if "```" in text else text
+    # All markers begin with one of these.
+    markers = _MARKERS.finditer(unfenced) if "<" in unfenced or "[" in unfenced else ()
+    for marker in itertools.islice(markers, _MAX_MARKERS):
         if any(_names_a_tool(unfenced[at : at + _TAIL_CHARS], tools) for at in (marker.end(), marker.start())):
             return True
     if any(_ends_with(text, shown) and _is_call(value, tools) for shown, value in _json_objects(text)):
@@ -225,6 +227,7 @@ def _fits(arguments: object, schema: Mapping[str, object]) -> bool:
     return not any(_is_real(error) for error in errors)
 
 
+_BLOCKS = (dict, list)
 # What is wrong by these is either looked at below, or nothing that `_is_real` counts.
 _PLAIN_KEYS = (
     frozenset({"type", "properties", "required", "items", "additionalProperties"})
@@ -238,7 +241,7 @@ def _surely_fits(value: object, schema: object) -> bool:
 
     Where a schema says more than which kind and which keys, the answer is no, and the validator is asked.
     """
-    if not isinstance(value, dict | list):
+    if not isinstance(value, _BLOCKS):
         # Whatever is wrong with a plain value, Hermes mends or the tool says.
         return True
     if not isinstance(schema, Mapping) or not schema.keys() <= _PLAIN_KEYS:
@@ -249,9 +252,12 @@ def _surely_fits(value: object, schema: object) -> bool:
     properties, required = schema.get("properties", {}), schema.get("required", [])
     if kind != "object" or not isinstance(properties, Mapping) or not isinstance(required, list):
         return False
-    return {*map(str, required)} <= value.keys() and all(
-        _surely_fits(one, properties.get(name)) for name, one in value.items()
-    )
+    for name in required:
+        if str(name) not in value:
+            return False
+    # No recursion for what fits anyway: this is asked of every call.
+    blocks = [name for name, one in value.items() if isinstance(one, _BLOCKS)]
+    return all(_surely_fits(value[name], properties.get(name)) for name in blocks)
 
 
 @lru_cache(maxsize=256)

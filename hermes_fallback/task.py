@@ -25,9 +25,9 @@ class Consent:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Task:
-    """One turn of a session.
+    """One turn of a session, at one call; not frozen, for one is made for each, and that would take thrice as long.
 
     `account` is the session that pays and `task_id` the turn that pays: those of a sub-agent's parent. `may_spend` is
     false for a chat user who is not in `allowed_users`; `ask` puts a question about money to a person.
@@ -54,7 +54,8 @@ class Task:
         """Return who answers next, by what is known now."""
         # In shadow, the local model has the task all along: what it does cannot lead to a second tier.
         names = self.config.names[:1] if self.config.policy.is_shadow else self.config.names
-        return decide(self.ledger.events(), self.config.policy, tiers=len(names), names=names, now=self.clock())
+        events, index = self.ledger.past()
+        return decide(events, self.config.policy, tiers=len(names), names=names, now=self.clock(), index=index)
 
     def opening(self, decision: Escalate, tier: Tier, reason: str) -> Opening:
         """Return what the journal gets to know of an escalation that begins."""

@@ -30,6 +30,7 @@ from .events import (
     TurnStarted,
     TypeMatched,
     is_telling,
+    short,
 )
 from .fingerprint import Fingerprint
 
@@ -44,7 +45,8 @@ Evidence = tuple[Event, ...]
 class Limits:
     """What a trigger compares with: `after` is a count of events, the times are seconds (monotonic clock).
 
-    `earlier` is what `risk` may add to the task's own signs: telling events of the session's last tasks.
+    `earlier` is what `risk` may add to the task's own signs: telling events of the session's last tasks. `calls` are
+    those of the session (`events.Index`), None where they are not known.
     """
 
     after: int
@@ -53,6 +55,7 @@ class Limits:
     now: float
     sensitivity: str = "normal"
     earlier: Sequence[Event] = ()
+    calls: Sequence[int] | None = None
 
 
 Trigger = Callable[[Sequence[Event], Limits], Evidence | None]
@@ -100,7 +103,9 @@ def no_progress(observed: Sequence[Event], limits: Limits) -> Evidence | None:
     Waiting for something (a process that is polled) is no lack of progress.
     """
     newest = [event for event in _newest(observed) if isinstance(event, Call)]
-    if not any(_came_before(event, observed, times=limits.after) for event in newest):
+    # Of most calls the index knows that they were not made so often.
+    often = [event for event in newest if limits.calls is None or limits.calls.count(short(event)) > limits.after]
+    if not any(_came_before(event, observed, times=limits.after) for event in often):
         return None
     seen: dict[tuple[Fingerprint, Fingerprint], list[Event]] = {}
     last_result: dict[Fingerprint, Fingerprint] = {}
@@ -142,7 +147,7 @@ def silent_failure(observed: Sequence[Event], limits: Limits) -> Evidence | None
     last = observed[-1] if observed else None
     if isinstance(last, SelfChecked):
         return None if last.fulfilled else (last,)
-    if not isinstance(last, ReplyAccepted) or not last.ends_turn or "asks" in last.signs:
+    if not isinstance(last, ReplyAccepted) or not last.ends_turn or not last.signs or "asks" in last.signs:
         return None
     asked = next((event for event in reversed(observed) if isinstance(event, TurnStarted)), None)
     wanted = asked.signs if asked else ()

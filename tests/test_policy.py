@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hermes_fallback import ledger as ledger_module
 from hermes_fallback.config import DEFAULT_TRIGGERS, Policy
@@ -16,6 +18,7 @@ from hermes_fallback.events import (
     EscalationFailed,
     EscalationRequested,
     Event,
+    Index,
     ReplyAccepted,
     ReplyInvalid,
     SelfChecked,
@@ -27,6 +30,7 @@ from hermes_fallback.events import (
     TurnEnded,
     TurnStarted,
     TypeMatched,
+    index_of,
 )
 from hermes_fallback.fingerprint import Fingerprint, digest
 from hermes_fallback.ledger import EARLIER_SECONDS, MAX_EARLIER, MAX_EVENTS, SPARE, Ledger
@@ -303,7 +307,7 @@ def test_ledger_is_bounded_and_keeps_landmarks() -> None:
         ledger.append(ok("a", str(number)))
     events = ledger.events()
     assert events[:2] == (START, ASKED)
-    assert len(events) <= MAX_EVENTS + 2
+    assert len(events) <= MAX_EVENTS + 2 + SPARE
     assert events[-1] == ok("a", "99999")
     assert len(ledger._events) <= MAX_EVENTS + 2 + SPARE  # noqa: SLF001
 
@@ -313,9 +317,10 @@ def test_pruning_stays_rare_with_many_landmarks(monkeypatch: pytest.MonkeyPatch)
     pruned: list[int] = []
     newest = ledger_module._newest  # noqa: SLF001
 
-    def watched(events: list[Event]) -> list[Event]:
+    def watched(events: list[Event], index: Index) -> tuple[list[Event], Index]:
         pruned.append(len(events))
-        return newest(events)
+        kept: tuple[list[Event], Index] = newest(events, index)
+        return kept
 
     monkeypatch.setattr(ledger_module, "_newest", watched)
     ledger = Ledger()
@@ -324,6 +329,20 @@ def test_pruning_stays_rare_with_many_landmarks(monkeypatch: pytest.MonkeyPatch)
         ledger.append(TierReplied(float(number), 0))
     assert len(pruned) <= 1000 / SPARE
     assert max(pruned) <= 2 * MAX_EVENTS + SPARE + 1
+
+
+@given(
+    st.lists(st.sampled_from([START, ENDED, ASKED, TierReplied(0.0, 0), ok("a"), ok("b"), failed("c")]), max_size=40)
+)
+def test_ledger_knows_where_things_are(some: list[Event]) -> None:
+    """What the ledger keeps beside its events is what a look at all of them finds, and decides the same."""
+    ledger = Ledger()
+    for event in some * 10:
+        ledger.append(event)
+        events, index = ledger.past()
+        assert index == index_of(events)
+    events, index = ledger.past()
+    assert decide(events, Policy(), tiers=2, now=1.0, index=index) == decide(events, Policy(), tiers=2, now=1.0)
 
 
 def test_ledger_keeps_the_task_that_a_question_goes_on_with() -> None:
