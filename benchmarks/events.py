@@ -306,7 +306,10 @@ def _reply(*calls: tuple[str, dict[str, str]], words: str = "") -> SimpleNamespa
 
 def _calls(world: World) -> None:
     print("\n### A call of the local model (`llm_execution`), microseconds\n")
+    print("Before each call comes a tool's result that is new, as it does in a task.\n")
     print("| the model answers | events in the session | pass-through | ours | **added** |\n|---|---|---|---|---|")
+    results = [text(2 * KILOBYTE, number) for number in range(TIMES)]
+    numbers = itertools.count()
     writing = {"path": "a.py", "content": text(2 * KILOBYTE, 1)}
     answers = {
         "with a tool call": _reply(("read_file", {"path": "a.py"}), words="Let me look at the file."),
@@ -326,7 +329,14 @@ def _calls(world: World) -> None:
                 next_call: Callable[[dict[str, Any]], Any] = next_call,
             ) -> float:
                 world.with_middleware(*callbacks)
-                return measuring.microseconds_each(lambda: world.call(turn, request, next_call), times=TIMES // 4)
+
+                def result() -> None:
+                    number = next(numbers)
+                    world.hook(turn, "read_file", {"path": f"next/{number}.py"}, results[number % TIMES])
+
+                return measuring.microseconds_each(
+                    lambda: world.call(turn, request, next_call), times=TIMES // 4, before=result
+                )
 
             values = measuring.in_turn({"nothing": lambda: call(pass_through), "ours": call}, rounds=ROUNDS)
             added = measuring.difference(values, "ours", "nothing")

@@ -29,15 +29,20 @@ def in_turn(sides: Mapping[str, Callable[[], float]], *, rounds: int) -> dict[st
     return values
 
 
-def microseconds_each(action: Callable[[], object], *, times: int) -> float:
-    """Return the mean of so many calls, without the garbage collector's pauses."""
+def microseconds_each(
+    action: Callable[[], object], *, times: int, before: Callable[[], object] = lambda: None
+) -> float:
+    """Return the mean of so many calls, without the garbage collector's pauses and without what is done `before` each."""
     gc.collect()
     gc.disable()
     try:
-        start = time.perf_counter()
+        seconds = 0.0
         for _ in range(times):
+            before()
+            start = time.perf_counter()
             action()
-        return 1e6 * (time.perf_counter() - start) / times
+            seconds += time.perf_counter() - start
+        return 1e6 * seconds / times
     finally:
         gc.enable()
 

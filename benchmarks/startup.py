@@ -82,7 +82,9 @@ def main() -> None:
 
 
 def _environment(home: Path) -> dict[str, str]:
-    return {**os.environ, "HERMES_HOME": str(home), "HOME": str(home)}
+    # Compiled once, as pip leaves a package, and not into this folder.
+    compiled = {"PYTHONPYCACHEPREFIX": str(home.parent / "compiled"), "PYTHONDONTWRITEBYTECODE": ""}
+    return {**os.environ, **compiled, "HERMES_HOME": str(home), "HOME": str(home)}
 
 
 def _version(env: dict[str, str]) -> float:

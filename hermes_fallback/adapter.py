@@ -346,7 +346,10 @@ class Adapter:
             yield EscalationRequested(self.clock())
 
     def _account_of(self, session_id: str) -> str:
-        while session_id in self._parents:
+        # A session cannot be its own parent's parent, but what a hook is told may say so.
+        seen = set()
+        while session_id in self._parents and session_id not in seen:
+            seen.add(session_id)
             session_id = self._parents[session_id]
         return session_id
 

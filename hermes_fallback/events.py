@@ -80,8 +80,9 @@ class ToolFailed:
     """A tool gave an error, or a command ended with a non-zero status.
 
     `error` is a phrase for people, `kind` the fingerprint of the error with its names and numbers taken out (None when
-    there was no text to compare), `command` whether it is a command's exit status, `on_purpose` whether that may be
-    what the command was for (a test, a search): it printed no error that we know.
+    there was no text to compare, and of commands, whose output is their own), `command` whether it is a command's exit
+    status, `on_purpose` whether that may be what the command was for (a test, a search): it printed no error that we
+    know.
     """
 
     at: float

@@ -1,7 +1,7 @@
 """Says of a `model_routing` block what is wrong with it: where, what, and what to write instead.
 
-`schema.json` says what is allowed; jsonschema finds what is not, and is imported only when there is a block to check
-(its import costs more than all of ours). The words are ours.
+`schema.json` says what is allowed; jsonschema finds what is not, and is imported only when there is something to find
+(`fits.py`). The words are ours.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, cast
+
+from .fits import surely_fits
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
@@ -33,16 +35,18 @@ _ROOT = "$.model_routing"
 
 def faults(block: object) -> Iterator[str]:
     """Return a sentence for each thing in the block that the schema does not allow."""
+    schema = json.loads(files(__package__).joinpath("schema.json").read_text("utf-8"))
+    reading = _Reading()
+    readable = reading.of(_ROOT, block)
+    if not reading.faults and surely_fits(readable, schema):
+        return
     # Imported here, not above: see the module's docstring.
     from jsonschema import Draft202012Validator  # noqa: PLC0415
     from jsonschema.validators import extend  # noqa: PLC0415
 
-    schema = json.loads(files(__package__).joinpath("schema.json").read_text("utf-8"))
     # To JSON Schema 3.0 is an integer; what it is used for takes none with a point.
     types = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
     checks = {"uniqueItems": _twice}
-    reading = _Reading()
-    readable = reading.of(_ROOT, block)
     validator = extend(Draft202012Validator, checks, type_checker=types)  # type: ignore[no-untyped-call]  # in its stubs
     errors = validator(schema).iter_errors(readable)
     said = [

@@ -16,25 +16,41 @@ from .hinted import Hinted
 Fingerprint = int
 """Of 60 bits: a session keeps hundreds of them, and Python needs half as much again for one bit more."""
 
-# Enough to see any error or page; the rest of a large result is hashed as it is, at the speed of the hash.
+# Enough to see any page; the rest of a large result is hashed as it is, at the speed of the hash.
 _NORMALISED_CHARS = 4096
+_SAID_CHARS = 400
 
-_VOLATILE = re.compile(
+# What changes from one run to the next though the result is the same. Each pattern begins with what is looked for fast:
+# a digit, a quotation mark, one of three letters.
+_NUMBERS = re.compile(
     r"""
-      \d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?   # 2026-11-23T15:19:09.123Z
-    | \b\d\d?:\d\d:\d\d(?:[.,]\d+)?\b                                           # 15:19:09
-    | \b\d+(?:\.\d+)?\s?(?:ms|s|sec|secs|seconds?|µs|us|ns|minutes?|min)\b       # 0.31s, 12 ms
-    # "duration_seconds": 1.01, "pid": 1003, "sessionId": "sess-3", "startedAt": 1700000003, "execution_count": 7
-    | (?<=")(?:\w*(?:[Dd]uration|[Ee]lapsed|[Tt]imestamp)\w*|pid|\w*[Ss]ession_?[Ii]d|started_?[Aa]t|run_?[Ii]d
-        |execution_count)":\s*(?:"[^"\n]*"|-?[\d.]+)
-    | (?<="cwd":\s)"/tmp/[^"\n]*"
-    | \b(?:pid|session|sess|proc|job)["']?[\s:=#_-]+[\w-]*\d[\w-]*
-    | \b0x[0-9a-fA-F]{6,}\b
-    | \b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b
-    | \b1[5-9]\d{8}(?:\.\d+|\d{3})?\b                                            # seconds or milliseconds since 1970
-    """,
+    [0-9](?:
+        \d{3}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?  # 2026-11-23T15:19:09.123Z
+      | (?<=\b[0-9])(?:
+            \d?:\d\d:\d\d(?:[.,]\d+)?\b                                            # 15:19:09
+          | \d*(?:\.\d+)?\s?(?:ms|s|sec|secs|seconds?|µs|us|ns|minutes?|min)\b        # 0.31s, 12 ms
+          | (?<=0)x[0-9a-fA-F]{6,}\b
+          | (?<=1)[5-9]\d{8}(?:\.\d+|\d{3})?\b                     # seconds or milliseconds since 1970
+        )
+    )""",
     re.VERBOSE,
 )
+# "duration_seconds": 1.01, "pid": 1003, "sessionId": "sess-3", "startedAt": 1700000003, "execution_count": 7
+_FIELDS = Hinted(
+    'uration|lapsed|imestamp|pid"|ession|started|run|execution_count|"cwd"',
+    r"""
+    "(?:
+        (?:\w*(?:[Dd]uration|[Ee]lapsed|[Tt]imestamp)\w*|pid|\w*[Ss]ession_?[Ii]d|started_?[Aa]t|run_?[Ii]d
+            |execution_count)":\s*(?:"[^"\n]*"|-?[\d.]+)
+      | cwd":\s"/tmp/[^"\n]*"
+    )""",
+    re.VERBOSE,
+)
+_PROCESSES = Hinted(
+    "pid|sess|proc|job", r"[psj](?<=\b[psj])(?:id|ession|ess|roc|ob)[\"']?[\s:=#_-]+[\w-]*\d[\w-]*", re.NOFLAG
+)
+_OF_UUID = re.compile(r"-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-")
+_UUID = re.compile(r"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b")
 # What Hermes appends to a result for the model, after our hook has seen it (0.19 agent/tool_guardrails.py).
 _NOTICE = re.compile(r"\n\n\[Tool loop (?:warning|hard stop): [^\n]*\]\s*\Z")
 _QUOTED = re.compile(r"""'[^'\n]*'|"[^"\n]*"|`[^`\n]*`""")
@@ -115,7 +131,13 @@ def excerpt(result: str) -> str:
 
 def without_volatile(text: str) -> Fingerprint:
     """Identify a text with its volatile fields taken out."""
-    return digest(_VOLATILE.sub("#", text))
+    if '":' in text and _FIELDS.may_match(text):
+        text = _FIELDS.pattern.sub("#", text)
+    if _PROCESSES.may_match(text):
+        text = _PROCESSES.pattern.sub("#", text)
+    if _OF_UUID.search(text):
+        text = _UUID.sub("#", text)
+    return digest(_NUMBERS.sub("#", text))
 
 
 def without_notice(result: str) -> str:
@@ -125,17 +147,23 @@ def without_notice(result: str) -> str:
 
 def error_kind(message: str) -> Fingerprint | None:
     """Identify the kind of an error: its text without names, paths, quotations and numbers; None if nothing is left."""
-    said = _QUOTED.sub(" ", message[-_NORMALISED_CHARS:]).translate(_PUNCTUATION)
+    said = _QUOTED.sub(" ", _ends(message)).translate(_PUNCTUATION)
     # A word with anything else in it than letters is a path, a name or a number.
-    kind = " ".join([word for word in (word.rstrip(".") for word in said.lower().split()) if word.isalpha()])
+    words = [word if word[-1] != "." else word.rstrip(".") for word in said.lower().split()]
+    kind = " ".join(filter(str.isalpha, words))
     return digest(kind) if kind else None
 
 
 def error_words(message: str) -> str | None:
     """Say in words of our own what an error is, or None when it is none that we know: its text is never quoted."""
-    tail = message[-_NORMALISED_CHARS:]
-    lower = tail.lower()
-    return next((words for hinted, words in _ERROR_WORDS if hinted.search(tail, lower)), None)
+    message = _ends(message)
+    lower = message.lower()
+    return next((words for hinted, words in _ERROR_WORDS if hinted.search(message, lower)), None)
+
+
+def _ends(message: str) -> str:
+    """Return where a message says what it is: a tool at its beginning, a program at its end."""
+    return message if len(message) <= 2 * _SAID_CHARS else f"{message[:_SAID_CHARS]}\n{message[-_SAID_CHARS:]}"
 
 
 def exit_status(result: Mapping[str, object]) -> int | None:

@@ -26,10 +26,10 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from hermes_fallback import HOOKS, MIDDLEWARE, executor, handoff, host, kinds, replies, signs
+from hermes_fallback import HOOKS, MIDDLEWARE, executor, faults, handoff, host, kinds, replies, signs
 from hermes_fallback.adapter import Adapter
 from hermes_fallback.config import Config, ConfigError, Handoff, parse
 from hermes_fallback.events import (
@@ -41,6 +41,7 @@ from hermes_fallback.events import (
     ToolSucceeded,
     TurnStarted,
 )
+from hermes_fallback.fits import surely_fits
 from hermes_fallback.journal import Journal, Opening
 from hermes_fallback.names import Names
 from hermes_fallback.policy import decide
@@ -265,6 +266,23 @@ def test_no_configuration_crashes_or_is_silent(tmp_path_factory: pytest.TempPath
     for fault in faults:
         is_a_sentence(fault, known)
     seen["refused"] += 1
+
+
+@given(documents())
+@made_up(200)
+def test_a_block_without_a_fault_needs_no_jsonschema(block: Any) -> None:
+    """What is passed without it is just what it passes."""
+    told: list[bool] = []
+
+    def asked(value: object, schema: dict[str, Any]) -> bool:
+        told.append(surely_fits(value, schema))
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faults, "surely_fits", asked)
+        said = list(faults.faults(block))
+    # What is no JSON is found before.
+    assert told in ([], [not said])
 
 
 def test_both_were_made_up() -> None:
@@ -716,7 +734,14 @@ CALLED = st.lists(
 )
 
 
+def born(child: str, parent: str) -> tuple[str, dict[str, Any]]:
+    """What Hermes says of a sub-agent's session."""
+    return "subagent_start", {"child_session_id": child, "parent_session_id": parent}
+
+
 @given(CALLED)
+@example([born("a", "b"), born("b", "a"), ("pre_llm_call", {"session_id": "a"})])
+@example([born("a", "a"), ("pre_llm_call", {"session_id": "a"})])
 @made_up(300)
 def test_hooks_take_anything(
     world: World, caplog: pytest.LogCaptureFixture, called: list[tuple[str, dict[str, Any]]]

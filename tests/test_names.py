@@ -53,8 +53,8 @@ def test_a_call_made_once_is_not_looked_into(monkeypatch: pytest.MonkeyPatch) ->
             looked.append(text)
             return volatile.sub(replacement, text)
 
-    volatile: re.Pattern[str] = fingerprint._VOLATILE  # noqa: SLF001
-    monkeypatch.setattr(fingerprint, "_VOLATILE", Watched())
+    volatile: re.Pattern[str] = fingerprint._NUMBERS  # noqa: SLF001
+    monkeypatch.setattr(fingerprint, "_NUMBERS", Watched())
     names = Names()
     for number in range(50):
         names.of_result(number, f"10:00:0{number % 10}")

@@ -152,6 +152,22 @@ def test_import_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_plain_block_is_read_without_jsonschema() -> None:
+    """Nothing heavy is loaded for a configuration in which nothing is wrong; for another one, it is."""
+    code = (
+        "import sys\n"
+        "from hermes_fallback.config import ConfigError, parse\n"
+        "parse({'fallback': {'provider': 'openai', 'model': 'gpt-5.4'}, 'fallback_policy': {'hold': 'session'}})\n"
+        "print('jsonschema' in sys.modules)\n"
+        "try:\n"
+        "    parse({'fallback': {'provider': 'openai'}})\n"
+        "except ConfigError:\n"
+        "    print('jsonschema' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
 def test_hooks_exist_and_are_those_of_plugin_yaml(world: World) -> None:
     """Everything we register is a hook or middleware of this Hermes, and plugin.yaml lists just that."""
     from hermes_cli.middleware import VALID_MIDDLEWARE  # noqa: PLC0415
