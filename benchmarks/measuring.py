@@ -32,7 +32,7 @@ def in_turn(sides: Mapping[str, Callable[[], float]], *, rounds: int) -> dict[st
 def microseconds_each(
     action: Callable[[], object], *, times: int, before: Callable[[], object] = lambda: None
 ) -> float:
-    """Return the mean of so many calls, without the garbage collector's pauses and without what is done `before` each."""
+    """Return the mean of so many calls, without the garbage collector's pauses and what is done `before` each."""
     gc.collect()
     gc.disable()
     try:

@@ -213,7 +213,11 @@ def _prepare(tier: Tier, task: Task, request: Mapping[str, Any], reason: str) ->
         limited = replace(tier, max_tokens=most)
         return executor.complete(limited, prepared, is_interrupted=task.is_interrupted, on_text=on_text)
 
-    return _Prepared(executor.worst_case(tier, prepared), send)
+    policy = task.config.policy
+    # Where nobody looks at it before the call is over, a bound will do: to count takes as long as to hand over.
+    is_looked_at = policy.budget.limits_money or policy.confirm != "never"
+    most_tokens = None if is_looked_at else handoff.most_tokens(prepared)
+    return _Prepared(executor.worst_case(tier, prepared, most_tokens=most_tokens), send)
 
 
 def _call_primary(tier: Tier, task: Task, request: Mapping[str, Any]) -> Reply:

@@ -7,6 +7,7 @@ network and prints, unless told not to; a stream that was cut off looks like a w
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -26,6 +27,7 @@ from .config import Tier
 
 _IDLE_SECONDS = 90.0  # without a byte; a reasoning model may think for a minute before its first token
 _POLL_SECONDS = 0.05
+_SWITCH_SECONDS = 0.0005
 _QUOTED_CHARS = 160
 _OVERLAP_CHARS = 24
 # litellm 1.105 counts every model's tokens with OpenAI's tokenizers. Claude's make up to 1.35 times as many since 4.7
@@ -473,11 +475,14 @@ def count_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | Non
     return int(litellm.token_counter(model=f"{tier.provider}/{tier.model}", messages=list(messages), tools=tools))
 
 
-def worst_case(tier: Tier, handoff: Mapping[str, Any]) -> WorstCase | None:
-    """Return what a call with this handoff (`messages`, `tools`) costs at most; None when the price is not known."""
-    counted = count_tokens(tier, handoff["messages"], handoff.get("tools"))
+def worst_case(tier: Tier, handoff: Mapping[str, Any], *, most_tokens: int | None = None) -> WorstCase | None:
+    """Return what a call with this handoff (`messages`, `tools`) costs at most; None when the price is not known.
+
+    With `most_tokens`, which it is known not to exceed, none are counted.
+    """
+    counted = most_tokens or count_tokens(tier, handoff["messages"], handoff.get("tools"))
     margin = _CLAUDE_MARGIN if "claude" in tier.model.lower() else _COUNT_MARGIN
-    tokens = int(counted * margin) + _FRAME_TOKENS
+    tokens = most_tokens or int(counted * margin) + _FRAME_TOKENS
     # A thousand, for litellm to answer with a number that rounding leaves alone.
     whole, read = cost(tier, tokens, 1000, written_to_cache=tokens), cost(tier, tokens, 0, written_to_cache=tokens)
     if whole is None or read is None:
@@ -669,8 +674,8 @@ def _import_quietly() -> Any:
     # What pydantic says about its types, and at each call of its bridge to the Responses API (1.105.3).
     for message in ("Pydantic serializer warnings", r"Items? .* using the `ReadOnly` qualifier"):
         warnings.filterwarnings("ignore", message=message, category=UserWarning)
-    # Imported here: it takes 3 to 5 s and 170 MB, which only an escalation is worth.
-    litellm: Any = importlib.import_module("litellm")
+    # Imported here: it takes 2 s and 170 MB, which only an escalation is worth.
+    litellm: Any = _import_undisturbed("litellm")
     litellm.suppress_debug_info = True
     litellm.disable_hf_tokenizer_download = True
     litellm.telemetry = False
@@ -680,3 +685,27 @@ def _import_quietly() -> Any:
         its_logger.handlers.clear()
         its_logger.setLevel(logging.ERROR)
     return litellm
+
+
+_loading = threading.Lock()
+"""What is set while litellm is imported is the whole process's: two threads would restore each other's settings."""
+
+
+def _import_undisturbed(name: str) -> Any:
+    """Import a large module in less time, and without others noticing.
+
+    A quarter of the time is the garbage collector's, which finds nothing and lets no thread run meanwhile; and who
+    waits for the interpreter gets it after half a millisecond, not after five (benchmarks/RESULTS.md).
+    """
+    if name in sys.modules:
+        return importlib.import_module(name)  # waits, where another thread is still at it
+    with _loading:
+        collects, interval = gc.isenabled(), sys.getswitchinterval()
+        gc.disable()
+        sys.setswitchinterval(min(interval, _SWITCH_SECONDS))
+        try:
+            return importlib.import_module(name)
+        finally:
+            sys.setswitchinterval(interval)
+            if collects:
+                gc.enable()

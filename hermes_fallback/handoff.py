@@ -206,6 +206,8 @@ def _is_deeper(value: object, levels: int) -> bool:
     layer = [value]
     for _ in range(levels):
         blocks = [one.values() if isinstance(one, dict) else one for one in layer if isinstance(one, dict | list)]
+        if not blocks:
+            return False
         layer = [inner for block in blocks for inner in block]
     return bool(layer)
 
@@ -272,12 +274,20 @@ def _naming(messages: list[Message], local_model: str, tier: Tier) -> list[Messa
     return [{"role": "system", "content": prompt[: last.start()] + lines + prompt[last.end() :]}, *messages[1:]]
 
 
-def _surely_fits(handoff: Message, max_input_tokens: int) -> bool:
-    """Tell whether there is room even if each byte were a token, which no tokenizer exceeds; counting takes longer."""
+def most_tokens(handoff: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a handoff (`messages`, `tools`) may have at most; None where it has images.
+
+    That is as if each byte were one, which no tokenizer exceeds: some four times too many, and found in no time.
+    """
     if any(isinstance(message["content"], list) for message in handoff["messages"]):
-        return False  # of an image, the bytes say nothing
+        return None
     written = json.dumps(handoff, ensure_ascii=False, default=str)
-    return len(written.encode("utf-8", "surrogatepass")) <= max_input_tokens
+    return len(written.encode("utf-8", "surrogatepass"))
+
+
+def _surely_fits(handoff: Message, max_input_tokens: int) -> bool:
+    most = most_tokens(handoff)
+    return most is not None and most <= max_input_tokens
 
 
 def _fit(messages: list[Message], fits: Callable[[list[Message]], bool]) -> list[Message]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
 import pytest
 
-from hermes_fallback import executor
+from hermes_fallback import executor, handoff
 from hermes_fallback.config import Tier
 from hermes_fallback.executor import ExecutionError, Interrupted, Reply
 from tests.endpoints import Answer, Endpoint, call, fail, in_order, say
@@ -150,6 +153,52 @@ def test_import_prints_nothing_and_asks_no_network() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_import_leaves_the_process_as_it_was(collects: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
+    """What is switched off during the import is as it was after it, also if the import fails, in whatever thread."""
+    seen: list[tuple[bool, bool]] = []
+
+    def imported(name: str) -> None:
+        seen.append((gc.isenabled(), sys.getswitchinterval() < interval))
+        time.sleep(0.01)
+        raise ImportError(name)
+
+    def fails() -> None:
+        with pytest.raises(ImportError):
+            executor._import_undisturbed("not.there")  # noqa: SLF001
+
+    interval = sys.getswitchinterval()
+    monkeypatch.setattr(importlib, "import_module", imported)
+    if not collects:
+        gc.disable()
+    try:
+        threads = [threading.Thread(target=fails) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
+    assert seen == [(False, True)] * 4
+    assert sys.getswitchinterval() == interval
+
+
+@pytest.mark.parametrize("text", ["word " * 500, "日本語のテキスト" * 100, "🙂\ud800\0" * 100, '{"a": [1, 2]}' * 100])
+@pytest.mark.parametrize("tier", [Tier("openai", "gpt-5.4"), Tier("anthropic", "claude-sonnet-4-5")])
+def test_a_bound_is_no_less_than_what_is_counted(tier: Tier, text: str) -> None:
+    """What a call may cost at most is at least as much where no tokens are counted, and not many times that."""
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+    asked = {"messages": [{"role": "user", "content": text}], "tools": tools}
+    counted = executor.worst_case(tier, asked)
+    bound = executor.worst_case(tier, asked, most_tokens=handoff.most_tokens(asked))
+    assert counted is not None
+    assert bound is not None
+    assert counted.input_tokens <= bound.input_tokens
+    assert counted.usd_per_output_token == pytest.approx(bound.usd_per_output_token)
+    assert bound.usd(16_384) < 2 * counted.usd(16_384)
 
 
 def test_installed_litellm_is_in_the_range_that_works() -> None:
