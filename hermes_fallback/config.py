@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -256,11 +255,14 @@ def _contradictions(block: dict[str, Any], *, host_has_chain: bool) -> Iterator[
 
 
 def _contradictions_of_match(path: str, match: dict[str, Any]) -> Iterator[str]:
-    try:
-        re.compile(match.get("message", ""))
-    except (re.error, OverflowError, RecursionError) as error:
-        why = short(str(error))
-        yield f"{path}.message: is no regular expression ({why}); escape what is meant literally with a \\"
+    if "message" in match:
+        import regex  # noqa: PLC0415  # only for who has such a pattern
+
+        try:
+            regex.compile(match["message"])
+        except (regex.error, OverflowError, RecursionError) as error:
+            why = short(str(error))
+            yield f"{path}.message: is no regular expression ({why}); escape what is meant literally with a \\"
     for folder in _match(match).cwd:
         try:
             Path(folder).expanduser()

@@ -133,7 +133,7 @@ FAULTS = [
     ("{fallback: {provider: a, model: b}, task_types: [{name: x}, {name: x}]}",
      "$.model_routing.task_types[1].name: x is there twice; give each task type a name of its own"),
     ("{fallback: {provider: a, model: b}, task_types: [{name: x, match: {message: '['}}]}",
-     "$.model_routing.task_types[0].match.message: is no regular expression (unterminated character set at position 0); "
+     "$.model_routing.task_types[0].match.message: is no regular expression (unterminated character set at position 1); "
      "escape what is meant literally with a \\"),
     ("{fallback: {provider: a, model: b}, task_types: [{name: x, match: {cwd: '~nobody-of-that-name'}}]}",
      "$.model_routing.task_types[0].match.cwd: ~nobody-of-that-name: there is no such user; write ~/… for your own home"),
@@ -144,7 +144,7 @@ FAULTS = [
     ("{fallback: {provider: ' ', model: b}}",
      "$.model_routing.fallback.provider: is empty; write litellm's name of the provider, for example `provider: openai`"),
     ("{fallback: {provider: a, model: b}, task_types: [{name: x, match: {message: 'a{99999999999999999999}'}}]}",
-     "$.model_routing.task_types[0].match.message: is no regular expression (the repetition number is too large); "
+     "$.model_routing.task_types[0].match.message: is no regular expression (repeat count too big at position 2); "
      "escape what is meant literally with a \\"),
     ('{fallback: {provider: a, model: b}, task_types: [{name: x, match: {cwd: "~\\0"}}]}',
      "$.model_routing.task_types[0].match.cwd: has a NUL or half a character (an unpaired surrogate) in it; write it anew, without"),

@@ -48,6 +48,18 @@ def test_match(monkeypatch: pytest.MonkeyPatch, match: Match, because: str | Non
     assert kind_of(config, FACTS) == (None if because is None else (kind, because))
 
 
+def test_a_pattern_without_end_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    """A pattern that would be looked for until tomorrow does not match, and the log says which; others are not kept waiting."""
+    given = {
+        "fallback": {"provider": "openai", "model": "gpt-5.4"},
+        "task_types": [{"name": "slow", "match": {"message": "(a|aa)+$"}}, {"name": "next", "match": {"message": "b"}}],
+    }
+    found = kind_of(parse(given), Facts("a" * 5000 + "b", "cli", frozenset(), "/"))
+    assert found is not None
+    assert found[0].name == "next"
+    assert "'(a|aa)+$' in `task_types` is given up" in caplog.text
+
+
 def test_first_match_wins_and_overrides() -> None:
     """The first type that matches counts; what it leaves out is the block's, its limits replace one by one."""
     config = parse(
