@@ -141,6 +141,9 @@ _CHANGING_COMMAND = re.compile(
     r"|\.write\(|write_text\(|open\([^)]{0,200}['\"][wax]",
     re.MULTILINE,
 )
+_once: dict[tuple[ReplySign, ...], tuple[ReplySign, ...]] = {}
+"""One tuple for all replies with the same signs: a session keeps a hundred of them, and there are few kinds."""
+
 # A script that is longer says at its beginning what it does, or nobody can tell.
 _COMMAND_CHARS = 20_000
 
@@ -175,7 +178,8 @@ def of_reply(text: str, *, ends_turn: bool, unaided: bool) -> tuple[ReplySign, .
 
     `ends_turn` when it is the answer, `unaided` when tools are at hand and none has shown anything so far.
     """
-    return tuple(_of_reply(text[:_READ_CHARS], text[-_ENDING_CHARS:], ends_turn=ends_turn, unaided=unaided))
+    found = tuple(_of_reply(text[:_READ_CHARS], text[-_ENDING_CHARS:], ends_turn=ends_turn, unaided=unaided))
+    return _once.setdefault(found, found)
 
 
 def of_message(text: str) -> tuple[MessageSign, ...]:
