@@ -201,7 +201,7 @@ class Config:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the tiers."""
-        return tuple(tier.name for tier in self.ladder)
+        return tuple([tier.name for tier in self.ladder])
 
     @property
     def is_idle(self) -> bool:

@@ -96,8 +96,11 @@ def steered(messages: Sequence[Any]) -> str:
     Hermes puts what is steered there, before a call and after tools ran; the message may be of an older turn (0.17 to
     0.19 agent/conversation_loop.py). Behind what a folder says, it may be the folder's: the user can say it again.
     """
-    blocks = (one for one in reversed(messages) if isinstance(one, dict))
-    last: Mapping[str, Any] = next((one for one in blocks if one.get("role") == "tool"), {})
+    for last in reversed(messages):
+        if isinstance(last, dict) and last.get("role") == "tool":
+            break
+    else:
+        return ""
     text = text_of(last.get("content")).rstrip()
     if not text.endswith(STEER_CLOSE) or _FOLDERS_WORDS in text or not _STEERED_ESCALATE.search(text):
         return ""

@@ -155,15 +155,7 @@ def _match(
     holder: Escalated | None,
     now: float,
 ) -> tuple[TriggerName, Evidence] | None:
-    taken = _taken_at(controls, holder)
-    task, started_at, aside = 0, None, set()
-    for at, event in controls:
-        kind = type(event)
-        if kind is TurnStarted or kind is Escalated:
-            started_at = event.at
-            task = at if kind is TurnStarted else task
-        elif kind in _ASIDE:
-            aside.add(at)
+    taken, task, started_at, aside = _borders(controls, holder)
     start = max(taken, task)
     observed = events[start:] if start else events
     if aside:
@@ -193,10 +185,23 @@ def _match(
     return None
 
 
-def _taken_at(controls: Sequence[tuple[int, Event]], holder: Escalated | None) -> int:
-    """Return where that begins which the model that has the task now has done: not what another did before."""
-    border = (Escalated,) if holder is not None else (Escalated, TierReplied)
-    return max((at + 1 for at, event in controls if isinstance(event, border)), default=0)
+def _borders(
+    controls: Sequence[tuple[int, Event]], holder: Escalated | None
+) -> tuple[int, int, float | None, set[int]]:
+    """Return where that begins which the model that has the task now has done, where the task does, when, and _ASIDE."""
+    taken, task, started_at = 0, 0, None
+    aside: set[int] = set()
+    for at, event in controls:
+        kind = type(event)
+        if kind is TurnStarted:
+            task, started_at = at, event.at
+        elif kind is Escalated:
+            taken, started_at = at + 1, event.at
+        elif kind is TierReplied:
+            taken = at + 1 if holder is None else taken
+        elif kind in _ASIDE:
+            aside.add(at)
+    return taken, task, started_at, aside
 
 
 def _next_tier(events: Sequence[Event], *, first: int, tiers: int, now: float) -> int | None:

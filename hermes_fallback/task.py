@@ -25,9 +25,9 @@ class Consent:
     why: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True)  # one is made for each call, and a frozen one would take thrice as long
 class Task:
-    """One turn of a session, at one call; not frozen, for one is made for each, and that would take thrice as long.
+    """One turn of a session, at one call.
 
     `account` is the session that pays and `task_id` the turn that pays: those of a sub-agent's parent. `may_spend` is
     false for a chat user who is not in `allowed_users`; `ask` puts a question about money to a person.

@@ -41,7 +41,7 @@ HOST_PATIENCE = 3
 Evidence = tuple[Event, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one is made for each call, and a frozen one would take thrice as long
 class Limits:
     """What a trigger compares with: `after` is a count of events, the times are seconds (monotonic clock).
 
