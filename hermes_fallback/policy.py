@@ -188,7 +188,7 @@ def _match(
 def _borders(
     controls: Sequence[tuple[int, Event]], holder: Escalated | None
 ) -> tuple[int, int, float | None, set[int]]:
-    """Return where that begins which the model that has the task now has done; where the task does, and when; asides."""
+    """Return where that begins which the model that has the task now did; where the task does, and when; asides."""
     taken, task, started_at = 0, 0, None
     aside: set[int] = set()
     for at, event in controls:
