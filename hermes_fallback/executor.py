@@ -478,11 +478,14 @@ def count_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | Non
 def worst_case(tier: Tier, handoff: Mapping[str, Any], *, most_tokens: int | None = None) -> WorstCase | None:
     """Return what a call with this handoff (`messages`, `tools`) costs at most; None when the price is not known.
 
-    With `most_tokens`, which it is known not to exceed, none are counted.
+    With `most_tokens`, which what is sent does not exceed, none are counted.
     """
-    counted = most_tokens or count_tokens(tier, handoff["messages"], handoff.get("tools"))
-    margin = _CLAUDE_MARGIN if "claude" in tier.model.lower() else _COUNT_MARGIN
-    tokens = most_tokens or int(counted * margin) + _FRAME_TOKENS
+    if most_tokens is None:
+        counted = count_tokens(tier, handoff["messages"], handoff.get("tools"))
+        most_tokens = int(counted * (_CLAUDE_MARGIN if "claude" in tier.model.lower() else _COUNT_MARGIN))
+    else:
+        counted = most_tokens
+    tokens = most_tokens + _FRAME_TOKENS
     # A thousand, for litellm to answer with a number that rounding leaves alone.
     whole, read = cost(tier, tokens, 1000, written_to_cache=tokens), cost(tier, tokens, 0, written_to_cache=tokens)
     if whole is None or read is None:

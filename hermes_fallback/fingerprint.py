@@ -47,7 +47,9 @@ _FIELDS = Hinted(
     re.VERBOSE,
 )
 _PROCESSES = Hinted(
-    "pid|sess|proc|job", r"[psj](?<=\b[psj])(?:id|ession|ess|roc|ob)[\"']?[\s:=#_-]+[\w-]*\d[\w-]*", re.NOFLAG
+    "pid|sess|proc|job",
+    r"[psj](?<=\b[psj])(?:(?<=p)(?:id|roc)|(?<=s)ess(?:ion)?|(?<=j)ob)[\"']?[\s:=#_-]+[\w-]*\d[\w-]*",
+    re.NOFLAG,
 )
 _OF_UUID = re.compile(r"-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-")
 _UUID = re.compile(r"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b")

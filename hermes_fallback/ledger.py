@@ -30,8 +30,8 @@ from .events import (
 )
 
 MAX_EVENTS = 128
-"""How many events of one task the triggers see: a loop of 15 calls, with their replies, shows four times in it. With
-all that is kept beside them, these are some 32 KB a session (benchmarks/RESULTS.md)."""
+"""How many events of one task the triggers see, and up to SPARE more: a loop of 15 calls, with their replies, shows
+four times in it. With all that is kept beside them, these are some 30 KB a session (benchmarks/RESULTS.md)."""
 SPARE = 8
 """So many more come before it is pruned again: the cost of an event stays the same however many came."""
 

@@ -46,16 +46,16 @@ class Limits:
     """What a trigger compares with: `after` is a count of events, the times are seconds (monotonic clock).
 
     `earlier` is what `risk` may add to the task's own signs: telling events of the session's last tasks. `calls` are
-    those of the session (`events.Index`), None where they are not known.
+    those of the session (`events.Index`).
     """
 
     after: int
     task_timeout_seconds: float
     started_at: float
     now: float
+    calls: Sequence[int]
     sensitivity: str = "normal"
     earlier: Sequence[Event] = ()
-    calls: Sequence[int] | None = None
 
 
 Trigger = Callable[[Sequence[Event], Limits], Evidence | None]
@@ -104,7 +104,7 @@ def no_progress(observed: Sequence[Event], limits: Limits) -> Evidence | None:
     """
     newest = [event for event in _newest(observed) if isinstance(event, Call)]
     # Of most calls the index knows that they were not made so often.
-    often = [event for event in newest if limits.calls is None or limits.calls.count(short(event)) > limits.after]
+    often = [event for event in newest if limits.calls.count(short(event)) > limits.after]
     if not any(_came_before(event, observed, times=limits.after) for event in often):
         return None
     seen: dict[tuple[Fingerprint, Fingerprint], list[Event]] = {}
