@@ -49,7 +49,7 @@ from .names import Names
 from .policy import Decision, Escalate, Stay, holding, is_off, is_refused
 from .replies import LocalReply, Tools, inspect, offered
 from .task import SIGN, Consent, Task
-from .triggers import OF_ANSWERS
+from .triggers import OF_ANSWERS, may_be_replaced
 
 logger = logging.getLogger(__name__)
 
@@ -634,12 +634,16 @@ class Adapter:
             executor.warm(turn.config.ladder)
             decision = task.decide()
             return decision if isinstance(decision, Escalate) else None
-        turn.ledger.append(ReplyAccepted(self.clock(), not reply.calls, host.reply_signs(reply, local.request)))
+        accepted = ReplyAccepted(self.clock(), not reply.calls, host.reply_signs(reply, local.request))
+        turn.ledger.append(accepted)
         if reply.calls:
             # Judged before the next call, by what they bring.
             return None
+        to_check = self._is_to_check_itself(turn, reply)
+        if not to_check and not may_be_replaced(accepted, turn.ledger.controls()):
+            return None
         decision = task.decide()
-        if isinstance(decision, Stay) and self._is_to_check_itself(turn, reply):
+        if isinstance(decision, Stay) and to_check:
             self._check_itself(turn, local, reply.text)
             decision = task.decide()
         # The answer is there: only what it says itself, or the user, is a reason to have another.

@@ -77,6 +77,11 @@ class Ledger:
         """Return what is known now; at most `MAX_EVENTS + SPARE` of them besides CONTROLS."""
         return self.past()[0]
 
+    def controls(self) -> list[Event]:
+        """Return those of the `events` that are CONTROLS."""
+        with self._lock:
+            return [self._events[at] for at in self._index.controls]
+
     def past(self) -> tuple[tuple[Event, ...], Index]:
         """Return what is known now (`events`), and its index."""
         with self._lock:

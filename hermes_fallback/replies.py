@@ -134,12 +134,13 @@ def is_tool_call_text(text: str, tools: Tools) -> bool:
     A text that shows a call to a reader (in the middle of prose, or of a tool that is not offered) is not one.
     """
     unfenced = _FENCE.sub(" ", text) if "```" in text else text
-    # All markers begin with one of these.
-    markers = _MARKERS.finditer(unfenced) if "<" in unfenced or "[" in unfenced else ()
+    # All markers begin with one of these, and prose and code are full of other brackets.
+    may_be_marked = "<" in unfenced or ("[" in unfenced and "[tool_" in unfenced.lower())
+    markers = _MARKERS.finditer(unfenced) if may_be_marked else ()
     for marker in itertools.islice(markers, _MAX_MARKERS):
         if any(_names_a_tool(unfenced[at : at + _TAIL_CHARS], tools) for at in (marker.end(), marker.start())):
             return True
-    if any(_ends_with(text, shown) and _is_call(value, tools) for shown, value in _json_objects(text)):
+    if "{" in text and any(_ends_with(text, shown) and _is_call(value, tools) for shown, value in _json_objects(text)):
         return True
     called = _FUNCTION_CALL.match(text.strip("`\n "))
     return called is not None and tools.find(called["name"]) is not None
@@ -165,6 +166,7 @@ _MAX_OBJECTS = 8
 _MAX_MARKERS = 64  # each costs as much as the tail behind it
 _MAX_LEVELS = 8  # twice the deepest shape of a call, a list of {"tool_calls": [{"function": {…}}]}
 
+_DECODER = json.JSONDecoder(strict=False)
 _WORD = re.compile(r"[^\W\d_]{3}")
 _THINKING = re.compile(r"<(think|thinking|reasoning|thought)\b[^<>]*>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 _REST_OF_TAG = re.compile(r"(?<=.)[\"'<>].*", re.DOTALL)
@@ -294,7 +296,6 @@ def _names_a_tool(text: str, tools: Tools) -> bool:
 
 
 def _json_objects(text: str) -> Iterator[tuple[str, object]]:
-    decoder = json.JSONDecoder(strict=False)
     position = 0
     for _ in range(_MAX_OBJECTS):
         starts = [start for start in (text.find("{", position), text.find("[{", position)) if start >= 0]
@@ -302,7 +303,7 @@ def _json_objects(text: str) -> Iterator[tuple[str, object]]:
             return
         start = min(starts)
         try:
-            value, end = decoder.raw_decode(text, start)
+            value, end = _DECODER.raw_decode(text, start)
         except (ValueError, RecursionError):
             position = start + 1
             continue

@@ -60,11 +60,18 @@ _MADE = (
     r"created|updated|fixed|written|wrote|added|changed|edited|renamed|deleted|removed|implemented|saved|modified"
     r"|refactored|installed|moved|replaced|inserted|appended"
 )
-_CLAIMS_DONE = Hinted(
-    f"{_MADE}|done|all set",
-    rf"\bI(?:['’]ve| have)? (?:now |just |successfully )*(?:{_MADE})\b"
-    rf"|\b(?:has|have|is|are|was|were) (?:now |been |successfully )+(?:{_MADE})\b|^\W*done\b|\ball (?:done|set)\b",
-    re.IGNORECASE | re.MULTILINE,
+# Each by itself, for most answers have none of its hints. The first begins with a letter, by which it is found fast.
+_CLAIMS_DONE = (
+    Hinted(
+        "i |'ve |’ve ",
+        rf"[Ii](?<=\b[Ii])(?i:(?:['’]ve| have)? (?:now |just |successfully )*(?:{_MADE})\b)",
+        re.NOFLAG,
+    ),
+    Hinted(
+        "now |been |successfully ",
+        rf"\b(?:has|have|is|are|was|were) (?:now |been |successfully )+(?:{_MADE})\b",
+    ),
+    Hinted("done|all set", r"^\W*done\b|\ball (?:done|set)\b", re.IGNORECASE | re.MULTILINE),
 )
 _NOTHING_TO_DO = Hinted(
     "already|nothing", r"\balready\b|\bnothing (?:was|had to be|needs? to be|to) (?:changed?|done?)\b"
@@ -228,10 +235,14 @@ def _of_reply(text: str, ending: str, *, ends_turn: bool, unaided: bool) -> Iter
         yield "asks"
     if _ANNOUNCES.search(ending, lower_ending):
         yield "announces"
-    if _CLAIMS_DONE.search(text, lower) and not _NOTHING_TO_DO.search(text, lower):
+    if _claims_done(text, lower) and not _NOTHING_TO_DO.search(text, lower):
         yield "claims_done"
     if unaided:
         yield "unaided"
+
+
+def _claims_done(text: str, lower: str) -> bool:
+    return any(claim.search(text, lower) for claim in _CLAIMS_DONE)
 
 
 def _is_question(sentence: str) -> bool:

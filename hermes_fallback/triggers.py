@@ -184,6 +184,14 @@ def may_add_up(observed: Sequence[Event]) -> bool:
     return any(map(is_telling, _newest(observed)))
 
 
+def may_be_replaced(answer: ReplyAccepted, said: Sequence[Event]) -> bool:
+    """Tell, quickly, whether a trigger OF_ANSWERS may match this final answer: it has a sign, or the user asked for it.
+
+    `said` are the session's CONTROLS, oldest first.
+    """
+    return bool(answer.signs) or any(isinstance(event, EscalationRequested) for event in said)
+
+
 def task_timeout(observed: Sequence[Event], limits: Limits) -> Evidence | None:
     """Match when the task has run for longer than `task_timeout_seconds` on this model."""
     if limits.now - limits.started_at < limits.task_timeout_seconds:

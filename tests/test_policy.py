@@ -35,6 +35,7 @@ from hermes_fallback.events import (
 from hermes_fallback.fingerprint import Fingerprint, digest
 from hermes_fallback.ledger import EARLIER_SECONDS, MAX_EARLIER, MAX_EVENTS, SPARE, Ledger
 from hermes_fallback.policy import COOLDOWN_SECONDS, Decision, Escalate, Stay, decide, holding, is_off
+from hermes_fallback.triggers import OF_ANSWERS, may_be_replaced
 
 START = TurnStarted(0.0, "turn", "local")
 ENDED = TurnEnded(0.0)
@@ -343,6 +344,25 @@ def test_ledger_knows_where_things_are(some: list[Event]) -> None:
         assert index == index_of(events)
     events, index = ledger.past()
     assert decide(events, Policy(), tiers=2, now=1.0, index=index) == decide(events, Policy(), tiers=2, now=1.0)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [START, UNKNOWN, ENDED, ASKED, OFF, AUTO, up(), REPLIED, ok("a"), WRONG, failed("c"), QUESTION]
+        ),
+        max_size=20,
+    ),
+    st.sampled_from([(), ("cannot",), ("announces",), ("asks",)]),
+)
+def test_an_answer_that_nothing_speaks_against_is_used(some: list[Event], signs: tuple[Any, ...]) -> None:
+    """Where the quick look says that an answer will not be replaced, the decision says so, too."""
+    ledger = Ledger()
+    answer = said(*signs)
+    ledger.append(*some, answer)
+    decision = decide(ledger.events(), Policy(sensitivity="high"), tiers=3, now=1.0)
+    replaces = isinstance(decision, Escalate) and decision.held is None and decision.trigger in OF_ANSWERS
+    assert may_be_replaced(answer, ledger.controls()) or not replaces
 
 
 def test_ledger_keeps_the_task_that_a_question_goes_on_with() -> None:
