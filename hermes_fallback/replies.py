@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from .events import FaultKind
+from .hinted import Hinted
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator
@@ -134,13 +135,11 @@ def is_tool_call_text(text: str, tools: Tools) -> bool:
     A text that shows a call to a reader (in the middle of prose, or of a tool that is not offered) is not one.
     """
     unfenced = _FENCE.sub(" ", text) if "```" in text else text
-    # All markers begin with one of these, and prose and code are full of other brackets.
-    may_be_marked = "<" in unfenced or ("[" in unfenced and "[tool_" in unfenced.lower())
-    markers = _MARKERS.finditer(unfenced) if may_be_marked else ()
+    markers = _MARKERS.pattern.finditer(unfenced) if _MARKERS.may_match(unfenced.lower()) else ()
     for marker in itertools.islice(markers, _MAX_MARKERS):
         if any(_names_a_tool(unfenced[at : at + _TAIL_CHARS], tools) for at in (marker.end(), marker.start())):
             return True
-    if "{" in text and any(_ends_with(text, shown) and _is_call(value, tools) for shown, value in _json_objects(text)):
+    if any(_ends_with(text, shown) and _is_call(value, tools) for shown, value in _json_objects(text)):
         return True
     called = _FUNCTION_CALL.match(text.strip("`\n "))
     return called is not None and tools.find(called["name"]) is not None
@@ -173,10 +172,10 @@ _REST_OF_TAG = re.compile(r"(?<=.)[\"'<>].*", re.DOTALL)
 _CLOSING_TAG = re.compile(r"</?[\w|:-]+>|<\|[\w|]+>|\[/?[A-Z_]+\]")
 _FENCE_MARK = re.compile(r"```")
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
-_MARKERS = re.compile(
+_MARKERS = Hinted(
+    "<|[tool_",
     r"<tool_call>|<\|tool_call(?:s_section)?(?:_begin)?\|?>|<\|python_tag\|>|\[TOOL_CALLS?\]|<function[=_ ]|<invoke\s"
     r"|<function_calls?>|<\|channel\|>commentary to=|<start_function_call>|<｜tool▁calls?▁begin｜>|\[TOOL_REQUEST\]",
-    re.IGNORECASE,
 )
 _FUNCTION_CALL = re.compile(
     r"(?:functions\.|tool_code\s+|print\()?(?P<name>\w+)\s*\((?:\s*\w+\s*=|\s*\{|\s*\)).*\)\s*$", re.DOTALL

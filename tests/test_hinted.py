@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from hermes_fallback import fingerprint, redact, signs
+from hermes_fallback import fingerprint, redact, replies, signs
 from hermes_fallback.hinted import Hinted
 
 PATTERNS = {
-    **{name: value for name, value in vars(signs).items() if isinstance(value, Hinted)},
+    **{name: value for name, value in (vars(signs) | vars(replies)).items() if isinstance(value, Hinted)},
     **{f"_CLAIMS_DONE, {pattern.hints[0]}": pattern for pattern in signs._CLAIMS_DONE},  # noqa: SLF001
     **{words: hinted for hinted, words in fingerprint._ERROR_WORDS},  # noqa: SLF001
     **{pattern.hints[0]: pattern for pattern in redact._IN_PLACE},  # noqa: SLF001
