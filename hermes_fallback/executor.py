@@ -7,6 +7,7 @@ network and prints, unless told not to; a stream that was cut off looks like a w
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import logging
@@ -17,7 +18,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,7 @@ from .config import Tier
 _IDLE_SECONDS = 90.0  # without a byte; a reasoning model may think for a minute before its first token
 _POLL_SECONDS = 0.05
 _SWITCH_SECONDS = 0.0005
+_LAST_SECONDS = 1.0
 _QUOTED_CHARS = 160
 _OVERLAP_CHARS = 24
 # litellm 1.105 counts every model's tokens with OpenAI's tokenizers. Claude's make up to 1.35 times as many since 4.7
@@ -110,16 +113,19 @@ class Interrupted(Exception):  # noqa: N818  # nothing went wrong: the user said
 
 
 def warm(ladder: Sequence[Tier]) -> None:
-    """Import litellm in the background, if a tier needs it: an escalation that may come need not wait for it."""
-    if any(tier.is_litellm for tier in ladder) and "litellm" not in sys.modules:
+    """Load litellm in the background, if a tier needs it: an escalation that may come need not wait for it."""
+    tier = next((tier for tier in ladder if tier.is_litellm), None)
+    if tier is not None and "litellm" not in sys.modules:
         # No daemon: a process that ends while compiled modules are imported on one aborts ("exception not rethrown"),
         # so it waits for the import instead, 3 s at most.
-        threading.Thread(target=_warm, name="hermes-fallback-warm").start()
+        threading.Thread(target=_warm, args=(tier,), name="hermes-fallback-warm").start()
 
 
-def _warm() -> None:
+def _warm(tier: Tier) -> None:
     try:
-        _import_quietly()
+        # Loads litellm's tokenizer too. It holds up every thread for a tenth of a second, and would when the user stops
+        # a call: Hermes then forgets what was typed meanwhile (`_recover_terminal_after_interrupt` of 0.19.0).
+        count_tokens(tier, [], None)
     except Exception:  # whoever needs it imports it again and says so; at the end of the process nobody does
         logger.debug("litellm was not imported in the background", exc_info=True)
 
@@ -128,12 +134,12 @@ def fault_of(tier: Tier) -> str | None:
     """Say what keeps a tier from being asked, as far as it can be told without asking: provider and key."""
     litellm = _import_quietly()
     try:
-        litellm.get_llm_provider(f"{tier.provider}/{tier.model}", api_base=tier.base_url)
+        litellm.get_llm_provider(_full_name(tier), api_base=tier.base_url)
     except litellm.exceptions.BadRequestError:
         return f"litellm knows no provider “{tier.provider}”; see docs.litellm.ai/docs/providers for its names"
     if tier.api_key_env is not None:
         return None if os.environ.get(tier.api_key_env) else _missing(tier, tier.api_key_env)
-    missing = litellm.validate_environment(f"{tier.provider}/{tier.model}")["missing_keys"]
+    missing = litellm.validate_environment(_full_name(tier))["missing_keys"]
     return _missing(tier, ", ".join(missing)) if missing else None
 
 
@@ -219,7 +225,7 @@ def _arguments(tier: Tier, handoff: Mapping[str, Any]) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         **_cache_markers(tier),
         **tier.extra,
-        "model": f"{tier.provider}/{tier.model}",
+        "model": _full_name(tier),
         **handoff,
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -265,7 +271,9 @@ class _Stream:
         self._queue: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._source: Any = None
-        threading.Thread(target=self._read, name="hermes-fallback-call", daemon=True).start()
+        reader = threading.Thread(target=self._read, name="hermes-fallback-call", daemon=True)
+        _readers.add(reader)
+        reader.start()
 
     def next(self) -> tuple[str, Any] | None:
         """Return ("chunk", chunk), ("error", exception) or ("end", None); None when nothing came for 50 ms."""
@@ -291,7 +299,7 @@ class _Stream:
         try:
             litellm = _import_quietly()
             self._source = litellm.completion(**self._arguments)
-            watch = _Watch(self._source)
+            watch = _Watch(self._source, self._closed)
             for chunk in self._source:
                 if self._closed.is_set():
                     break
@@ -304,6 +312,21 @@ class _Stream:
             last = ("error", error)
         _let_go(self._source)
         self._queue.put(last)
+
+
+_readers: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+@atexit.register
+def _wait_for_readers() -> None:
+    """Let the calls that were just stopped come to their end before the process does.
+
+    litellm imports modules while it gives up a stream. A thread that ends with its process in the midst of that keeps
+    the lock of all imports, and what litellm cleans up last waits for it for ever (Python 3.11, litellm 1.105.3; seen).
+    """
+    end = time.monotonic() + _LAST_SECONDS
+    for reader in tuple(_readers):
+        reader.join(max(0.0, end - time.monotonic()))
 
 
 def _let_go(source: Any) -> None:
@@ -325,16 +348,47 @@ def _let_go(source: Any) -> None:
                 logger.debug("closing a stream failed", exc_info=True)
 
 
+class _Left(BaseException):
+    """A stream was closed under its reader."""
+
+
+class _Leavable:
+    """An iterator that litellm reads, which ends without litellm's explaining why once the call was closed.
+
+    litellm 1.105.3 imports fastapi to explain an exception: 0.3 s that hold up every thread.
+    """
+
+    def __init__(self, iterator: Any, closed: threading.Event) -> None:
+        self._iterator = iterator
+        self._closed = closed
+
+    def __iter__(self) -> _Leavable:
+        self._iterator = iter(self._iterator)  # some begin to read only then
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._iterator)
+        except Exception:
+            if self._closed.is_set():
+                raise _Left from None  # past every `except Exception`
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterator, name)
+
+
 class _Watch:
     """Looks at the provider's own events for what litellm 1.105.3 does not pass on."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, closed: threading.Event) -> None:
+        self._closed = closed
         self.ended: bool | None = None
         """Whether Gemini gave a finish reason; None for other providers."""
         self.said: list[str] = []
         """Texts and arguments as the Responses API repeats each, whole, at its end."""
         if getattr(source, "completion_stream", None) is not None:
-            self._attach(source.completion_stream)
+            source.completion_stream = self._attach(source.completion_stream)
         elif (make_call := getattr(source, "make_call", None)) is not None:
             # The request goes out only when the first chunk is asked for.
             source.make_call = lambda **options: self._attach(make_call(**options))
@@ -349,7 +403,8 @@ class _Watch:
                 return parse(chunk)
 
             iterator.chunk_parser = parsed
-        return iterator
+        # The others are a whole reply.
+        return _Leavable(iterator, self._closed) if hasattr(iterator, "__next__") else iterator
 
     def _look(self, event: Mapping[str, Any]) -> None:
         if "candidates" in event or "promptFeedback" in event:
@@ -444,11 +499,10 @@ def _used(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds: 
         usages = (chunk.usage for chunk in reversed(stream.chunks) if getattr(chunk, "usage", None))
         # At the end of a stream that was cut, litellm makes one up.
         told = next(usages, None) if stream.finish_reason_seen else None
-        # litellm counts what came (of the input, without the tools).
-        built = litellm.stream_chunk_builder(stream.chunks, messages=stream.messages) if stream.chunks else None
-        counted = getattr(getattr(built, "usage", None), "completion_tokens", 0)
         tokens_in = getattr(told, "prompt_tokens", 0) or count_tokens(tier, stream.messages, tools)
-        tokens_out = max(getattr(told, "completion_tokens", 0) or 0, counted or 0)
+        came = "".join(piece for chunk in stream.chunks for piece in _pieces(chunk))
+        counted = litellm.token_counter(model=_full_name(tier), text=came, count_response_tokens=True)
+        tokens_out = max(getattr(told, "completion_tokens", 0) or 0, counted)
         if not stream.chunks:
             unseen = int(seconds * _UNSEEN_TOKENS_PER_SECOND)
             tokens_out = unseen if tier.max_tokens is None else min(unseen, tier.max_tokens)
@@ -456,6 +510,15 @@ def _used(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds: 
         logger.exception("%s: what an unfinished call used cannot be told", tier.name)
         return Usage()
     return Usage(tokens_in, tokens_out, cost(tier, tokens_in, tokens_out))
+
+
+def _pieces(chunk: Any) -> Iterator[str]:
+    """Yield all that the model wrote in a chunk: thoughts, text, names and arguments of tool calls."""
+    for choice in chunk.choices:
+        yield getattr(choice.delta, "reasoning_content", None) or ""
+        yield choice.delta.content or ""
+        for call in choice.delta.tool_calls or ():
+            yield f"{call.function.name or ''}{call.function.arguments or ''}"
 
 
 def was_refused(error: Any) -> bool:
@@ -472,7 +535,7 @@ def was_refused(error: Any) -> bool:
 def count_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
     """Return the input tokens of a request as litellm counts them for the tier's model."""
     litellm = _import_quietly()
-    return int(litellm.token_counter(model=f"{tier.provider}/{tier.model}", messages=list(messages), tools=tools))
+    return int(litellm.token_counter(model=_full_name(tier), messages=list(messages), tools=tools))
 
 
 def worst_case(tier: Tier, handoff: Mapping[str, Any], *, most_tokens: int | None = None) -> WorstCase | None:
@@ -660,6 +723,11 @@ def _without_keys(said: str, tier: Tier) -> str:
         if len(key) >= _KEY_CHARS:
             said = said.replace(key, "***")
     return _KEY.sub("***", said)
+
+
+def _full_name(tier: Tier) -> str:
+    """The model as litellm names it."""
+    return f"{tier.provider}/{tier.model}"
 
 
 def _missing(tier: Tier, variable: str) -> str:

@@ -213,6 +213,46 @@ def test_installed_litellm_is_in_the_range_that_works() -> None:
     assert not any(litellm.specifier.contains(bad) for bad in ("1.82.7", "1.82.8", "1.106.0", "1.109.1"))
 
 
+STOPPED = """\
+import sys, time
+from hermes_fallback import executor
+from hermes_fallback.config import Tier
+
+tier, seen = Tier("openai", "gpt-5.4"), []
+executor._warm(tier)
+import tiktoken.registry
+tokenizers = dict(tiktoken.registry.ENCODINGS)
+
+def show(text):
+    seen.append(text)
+    global modules
+    modules = set(sys.modules)
+
+def let_go(source, let_go=executor._let_go):
+    print("new:", set(sys.modules) - modules)
+    time.sleep(0.3)
+    let_go(source)
+    print("let go of")
+
+executor._let_go = let_go
+asked = {"messages": [{"role": "user", "content": "hello"}]}
+try:
+    executor.complete(tier, asked, is_interrupted=lambda: len(seen) > 1, on_text=show)
+except executor.Interrupted as stop:
+    print(stop.used.output_tokens > 0, len(tokenizers), tiktoken.registry.ENCODINGS == tokenizers)
+"""
+
+
+def test_a_stopped_call_needs_nothing_new_and_ends_before_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts its tokens is there already, for loading that holds up the terminal; its thread is waited for."""
+    with Endpoint(in_order([say("word " * 500, hold_seconds=0.05)]), strict=True, key=KEY) as endpoint:
+        monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        done = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, check=False, timeout=60)
+    lines = sorted(done.stdout.splitlines())
+    assert (done.returncode, lines, done.stderr) == (0, ["True 1 True", "let go of", "new: set()"], "")
+
+
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 0.7, 1.2])
 def test_ending_in_the_middle_of_the_warm_up(seconds: float) -> None:
     """A process that ends while litellm is imported in the background ends as it would have."""
