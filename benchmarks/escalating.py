@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ ROUNDS = 15
 COLD_ROUNDS = 5
 THINKING_MS = (0, 100, 300, 1000)
 TURN_CALLS = 24
+MODEL = {"provider": "openai", "model": "gpt-5.4"}
 KEY = "sk-of-the-benchmark"
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 
@@ -45,7 +47,7 @@ def main() -> None:
 
 def _block(url: str) -> str:
     def tier(thinking: int) -> dict[str, object]:
-        return {"provider": "openai", "model": "gpt-5.4", "base_url": f"{url}/{thinking}/v1", "max_tokens": 1000}
+        return {**MODEL, "base_url": f"{url}/{thinking}/v1", "max_tokens": 1000}
 
     kinds = [
         {"name": f"think-{ms}", "match": {"message": f"think {ms} ms"}, "fallback": tier(ms)} for ms in THINKING_MS
@@ -200,12 +202,21 @@ def _alone(what: str, home: Path, url: str) -> float:
 
 
 def first_escalation(home: Path, url: str, *, warmed: bool) -> float:
-    """In a process of its own: return how long the first escalation takes to the wire, in seconds."""
-    from hermes_fallback import executor  # noqa: PLC0415  # after the environment is set
+    """In a process of its own: return how long the first escalation takes to the wire, in seconds.
+
+    Before it Hermes has asked its local model, with the client that it has for that.
+    """
+    from openai import OpenAI  # noqa: PLC0415
+
+    from hermes_fallback import config, executor  # noqa: PLC0415  # after the environment is set
 
     world, agent = _world(home, url), _agent()
+    _say_hi(OpenAI(base_url=f"{url}/0/v1", api_key=KEY))
     if warmed:
-        executor._import_quietly()  # noqa: SLF001
+        executor.warm(config.parse({"fallback": MODEL}, host_has_chain=False).ladder)
+        for thread in threading.enumerate():
+            if thread.name == "hermes-fallback-warm":
+                thread.join()
     assert warmed == ("litellm" in sys.modules)  # noqa: S101  # else it measures something else
     stuck = Stuck(world, 0)
     began = time.monotonic()
@@ -222,20 +233,20 @@ def local_turn(home: Path, url: str, *, warming: bool) -> float:
 
     _world(home, url)
     client = OpenAI(base_url=f"{url}/200/v1", api_key=KEY)
-    request: dict[str, Any] = {"model": "local", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
-    for _ in client.chat.completions.create(**request):
-        pass
+    _say_hi(client)
     began = time.monotonic()
     if warming:
         from hermes_fallback import config, executor  # noqa: PLC0415
 
-        executor.warm(
-            config.parse({"fallback": {"provider": "openai", "model": "gpt-5.4"}}, host_has_chain=False).ladder
-        )
+        executor.warm(config.parse({"fallback": MODEL}, host_has_chain=False).ladder)
     for _ in range(TURN_CALLS):
-        for _ in client.chat.completions.create(**request):
-            pass
+        _say_hi(client)
     return time.monotonic() - began
+
+
+def _say_hi(client: Any) -> None:
+    for _ in client.chat.completions.create(model="local", messages=[{"role": "user", "content": "Hi"}], stream=True):
+        pass
 
 
 @contextmanager

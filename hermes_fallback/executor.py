@@ -754,7 +754,8 @@ def _import_quietly() -> Any:
         # Its handlers write to the terminal; Hermes's log gets what is left.
         its_logger = logging.getLogger(name)
         its_logger.handlers.clear()
-        its_logger.setLevel(logging.ERROR)
+        if its_logger.level != logging.ERROR:  # for setting it empties the caches of all loggers
+            its_logger.setLevel(logging.ERROR)
     return litellm
 
 

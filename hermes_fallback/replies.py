@@ -111,9 +111,10 @@ def is_repetition(text: str) -> bool:
     Rules, tables and rows of numbers repeat as well, and so does code: a repeated unit counts only with a word of three
     letters in it, and inside a code block only when it goes on and on.
     """
-    return _repeats(text[-_TAIL_CHARS:], text, least=_ENDLESS_CHARS) or _repeats(
-        _after_code(text)[-_TAIL_CHARS:], text, least=_MIN_REPEATED_CHARS
-    )
+    after_code = _after_code(text) if "```" in text else text
+    if after_code is not text and _repeats(text[-_TAIL_CHARS:], text, least=_ENDLESS_CHARS):
+        return True
+    return _repeats(after_code[-_TAIL_CHARS:], text, least=_MIN_REPEATED_CHARS)
 
 
 def _repeats(tail: str, text: str, *, least: int) -> bool:
@@ -139,17 +140,15 @@ def is_tool_call_text(text: str, tools: Tools) -> bool:
     for marker in itertools.islice(markers, _MAX_MARKERS):
         if any(_names_a_tool(unfenced[at : at + _TAIL_CHARS], tools) for at in (marker.end(), marker.start())):
             return True
-    if any(_ends_with(text, shown) and _is_call(value, tools) for shown, value in _json_objects(text)):
+    if "{" in text and any(_ends_with(text, shown) and _is_call(value, tools) for shown, value in _json_objects(text)):
         return True
     called = _FUNCTION_CALL.match(text.strip("`\n "))
     return called is not None and tools.find(called["name"]) is not None
 
 
 def _after_code(text: str) -> str:
-    """Return what stands behind the last code fence; nothing when the text ends in code."""
+    """Return what stands behind the last code fence of a text that has one; nothing when it ends in code."""
     fences = [match.end() for match in _FENCE_MARK.finditer(text)]
-    if not fences:
-        return text
     return "" if len(fences) % 2 else text[fences[-1] :]
 
 

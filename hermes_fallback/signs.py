@@ -31,7 +31,7 @@ _REJECTED = re.compile(
 )
 _EMPTY = frozenset({"", "[]", "{}", "()", "null", "None", "[(None,)]"})
 _CANNOT = Hinted(
-    "unable to|can|could|n't|n’t|not able|impossible|not possible|unfortunately|no way|not have",
+    "unable to|not|n't|n’t|impossible|unfortunately|no way",
     r"\b(?:unable to|cannot|can['’]t|could not|couldn['’]t|not able to|impossible|not possible|unfortunately|no way to"
     r"|do not have access|don['’]t have)\b",
 )
@@ -230,7 +230,7 @@ def _of_reply(text: str, ending: str, *, ends_turn: bool, unaided: bool) -> Iter
         yield "cannot"
     if not ends_turn:
         return
-    lower_ending = ending.lower()
+    lower_ending = lower if ending == text else ending.lower()
     if _ASKS.search(ending, lower_ending) and any(map(_is_question, _SENTENCE_END.split(ending))):
         yield "asks"
     if _ANNOUNCES.search(ending, lower_ending):
