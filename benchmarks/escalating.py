@@ -179,7 +179,7 @@ def _cold(url: str, folder: Path) -> None:
     homes = (folder / f"cold-{number}" for number in itertools.count())
     runs = {name: lambda name=name: _alone(name, next(homes), url) for name in ("cold", "warmed")}  # type: ignore[misc]
     values = measuring.in_turn(runs, rounds=COLD_ROUNDS)
-    print(f"### The first escalation of a process, seconds ({COLD_ROUNDS} processes each)\n")
+    print(f"### The first escalation of a process, milliseconds ({COLD_ROUNDS} processes each)\n")
     print("| litellm | decision → request at the endpoint |\n|---|---|")
     print(f"| not loaded | {measuring.shown(values['cold'])} |")
     print(f"| loaded in the background before | {measuring.shown(values['warmed'])} |\n", flush=True)
@@ -202,7 +202,7 @@ def _alone(what: str, home: Path, url: str) -> float:
 
 
 def first_escalation(home: Path, url: str, *, warmed: bool) -> float:
-    """In a process of its own: return how long the first escalation takes to the wire, in seconds.
+    """In a process of its own: return how long the first escalation takes to the wire, in milliseconds.
 
     Before it Hermes has asked its local model, with the client that it has for that.
     """
@@ -221,7 +221,7 @@ def first_escalation(home: Path, url: str, *, warmed: bool) -> float:
     stuck = Stuck(world, 0)
     began = time.monotonic()
     stuck.ask(agent)
-    return _arrival(url) - began
+    return 1000 * (_arrival(url) - began)
 
 
 def local_turn(home: Path, url: str, *, warming: bool) -> float:
