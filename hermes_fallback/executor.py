@@ -272,8 +272,8 @@ class _Stream:
         self._closed = threading.Event()
         self._source: Any = None
         reader = threading.Thread(target=self._read, name="hermes-fallback-call", daemon=True)
-        _readers.add(reader)
         reader.start()
+        _readers.add(reader)
 
     def next(self) -> tuple[str, Any] | None:
         """Return ("chunk", chunk), ("error", exception) or ("end", None); None when nothing came for 50 ms."""
@@ -363,7 +363,7 @@ class _Leavable:
         self._closed = closed
 
     def __iter__(self) -> _Leavable:
-        self._iterator = iter(self._iterator)  # some begin to read only then
+        iter(self._iterator)  # Gemini's begins to read then; litellm goes on with the iterator itself
         return self
 
     def __next__(self) -> Any:
