@@ -213,6 +213,16 @@ def test_installed_litellm_is_in_the_range_that_works() -> None:
     assert not any(litellm.specifier.contains(bad) for bad in ("1.82.7", "1.82.8", "1.106.0", "1.109.1"))
 
 
+def test_all_that_a_model_wrote_is_counted() -> None:
+    """Of an unfinished call, thoughts and what it asks a tool for are paid for like text."""
+    from litellm.types.utils import Delta, ModelResponseStream, StreamingChoices  # noqa: PLC0415
+
+    asked = {"index": 0, "id": "c1", "type": "function", "function": {"name": "read", "arguments": "{}"}}
+    deltas = [Delta(reasoning_content="thought "), Delta(content="said "), Delta(tool_calls=[asked]), Delta()]
+    chunk = ModelResponseStream(choices=[StreamingChoices(delta=delta) for delta in deltas])
+    assert "".join(executor._pieces(chunk)) == "thought said read{}"  # noqa: SLF001
+
+
 STOPPED = """\
 import sys, time
 from hermes_fallback import executor
