@@ -1,4 +1,4 @@
-"""What an escalation adds: from the decision to the request on the wire, to the first token, and what warming costs.
+"""What an escalation adds: from the decision to the wire, to the first token, at a stop; and what warming costs.
 
 Run by `make bench`. The paid endpoint is a process of its own that streams a reply of 20 tokens after the time that
 stands in its URL; it notes when each request came, on the clock that all processes of a machine share.
@@ -43,16 +43,18 @@ def main() -> None:
         world = _world(Path(folder) / "hermes", url)
         _to_the_wire(world, url)
         _to_the_first_token(world, url)
+        _until_stopped(world)
 
 
-def _block(url: str) -> str:
+def _block(url: str, **policy: object) -> str:
     def tier(thinking: int) -> dict[str, object]:
         return {**MODEL, "base_url": f"{url}/{thinking}/v1", "max_tokens": 1000}
 
     kinds = [
         {"name": f"think-{ms}", "match": {"message": f"think {ms} ms"}, "fallback": tier(ms)} for ms in THINKING_MS
     ]
-    return json.dumps({"model_routing": {"fallback": tier(0), "task_types": kinds}})[1:-1]
+    block = {"fallback": tier(0), "task_types": kinds, "fallback_policy": policy}
+    return json.dumps({"model_routing": block})[1:-1]
 
 
 def _world(home: Path, url: str) -> events.World:
@@ -101,18 +103,20 @@ class Stuck:
         status = {"status": "error", "error_message": json.loads(result)["error"]} if failed else {}
         self.world.hook(self.turn, "read_file", path, result, session_id=self.session, **status)
 
-    def ask(self, agent: Any) -> Any:
-        """Make the next call; `first` is when its first token was shown."""
+    def ask(self, agent: Any, *, at_first: Callable[[], object] = lambda: None, is_stopped: bool = False) -> Any:
+        """Make the next call; `first` is when its first token was shown, and Hermes is asked only if it is stopped."""
 
         def show(delta: str | None) -> None:
             if delta and not self.first:
                 self.first = time.monotonic()
+                at_first()
 
         agent.stream_delta_callback = show
 
         def next_call(_: dict[str, Any]) -> object:
             # The agent is among what the host's own call closes over, and is found there.
-            raise AssertionError(f"the local model was asked, by {agent}")
+            assert is_stopped, f"the local model was asked, by {agent}"  # noqa: S101
+            return None
 
         return self.world.call(self.turn, self.request, next_call, session_id=self.session)
 
@@ -132,16 +136,22 @@ def _arrival(url: str) -> float:
 
 def _to_the_wire(world: events.World, url: str) -> None:
     agent = _agent()
-    values: list[float] = []
-    for round_ in range(ROUNDS + 1):
+
+    def took(**budget: float) -> float:
+        measuring.configure(Path(os.environ["HERMES_HOME"]), _block(url, budget=budget))
         stuck = Stuck(world, 0)
         began = time.monotonic()
         stuck.ask(agent)
-        if round_:  # the first one makes the client
-            values.append(1000 * (_arrival(url) - began))
+        return 1000 * (_arrival(url) - began)
+
+    # The first round makes the client.
+    values = measuring.in_turn({"no": took, "dollars": lambda: took(per_day_usd=1000)}, rounds=ROUNDS)
     print("### From the decision to the request on the wire, litellm warmed\n")
-    print("The call begins with the decision; 43 messages of 41 KB and 28 tools are handed over.\n")
-    print(f"| | ms |\n|---|---|\n| decision → request at the endpoint | {measuring.shown(values)} |", flush=True)
+    print("The call begins with the decision; 43 messages of 41 KB and 28 tools are handed over. Where a budget is in")
+    print("dollars, their tokens are counted before.\n")
+    print("| decision → request at the endpoint | ms |\n|---|---|")
+    print(f"| no budget | {measuring.shown(values['no'])} |")
+    print(f"| a budget in dollars | {measuring.shown(values['dollars'])} |", flush=True)
 
 
 def _to_the_first_token(world: events.World, url: str) -> None:
@@ -173,6 +183,35 @@ def _to_the_first_token(world: events.World, url: str) -> None:
         ratio = measuring.ratio(values, "ours", "plain")
         row = " | ".join(measuring.shown(values[side]) for side in ("plain", "ours"))
         print(f"| {thinking:,} ms | {row} | **{ratio:.2f}** |", flush=True)
+
+
+def _until_stopped(world: events.World) -> None:
+    from tools.interrupt import set_interrupt  # noqa: PLC0415, TID251  # the real Hermes is measured
+
+    agent, thread = _agent(), threading.get_ident()
+
+    def took(thinking: int, seconds: float | None) -> float:
+        stopped: list[float] = []
+
+        def stop() -> None:
+            stopped.append(time.monotonic())
+            set_interrupt(True, thread)
+
+        timer = threading.Timer(seconds, stop) if seconds is not None else None
+        if timer is not None:
+            timer.start()
+        try:
+            Stuck(world, thinking).ask(agent, at_first=lambda: None if timer else stop(), is_stopped=True)
+            return 1000 * (time.monotonic() - stopped[0])
+        finally:
+            set_interrupt(False, thread)
+
+    sides = {"while the model thinks": lambda: took(1000, 0.3), "while its answer is streamed": lambda: took(0, None)}
+    values = measuring.in_turn(sides, rounds=ROUNDS)
+    print("\n### From the user's stop until Hermes has its turn back, what was used counted and journaled\n")
+    print("| stopped | ms |\n|---|---|")
+    for side in sides:
+        print(f"| {side} | {measuring.shown(values[side])} |", flush=True)
 
 
 def _cold(url: str, folder: Path) -> None:

@@ -66,5 +66,10 @@ def ratio(values: Mapping[str, Sequence[float]], one: str, other: str) -> float:
 def home(folder: Path, block: str, *, enabled: bool = True) -> Path:
     """Make a Hermes home with the plugin enabled or not, and the `model_routing` block."""
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(f"plugins: {{enabled: [{'hermes-fallback' if enabled else ''}]}}\n{block}")
+    configure(folder, block, enabled=enabled)
     return folder
+
+
+def configure(home: Path, block: str, *, enabled: bool = True) -> None:
+    """Write the configuration of a Hermes home, which is read at the next user message."""
+    (home / "config.yaml").write_text(f"plugins: {{enabled: [{'hermes-fallback' if enabled else ''}]}}\n{block}")

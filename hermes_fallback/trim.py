@@ -176,14 +176,18 @@ class _Lines:
 
     # Where each few lines stood last: in which result, and at which line.
     starts: dict[tuple[str, ...], tuple[list[str], int]] = field(default_factory=dict)
+    # Most calls are made once, and nobody asks for the lines of their result.
+    not_yet: list[str] = field(default_factory=list)
 
     def learn(self, text: str) -> None:
-        lines = _lines(text)
-        # From the end, so that of lines that are all the same the first ones are found.
-        for at in reversed(range(len(lines) - _SAME_LINES + 1)):
-            self.starts[tuple(lines[at : at + _SAME_LINES])] = lines, at
+        self.not_yet.append(text)
 
     def without_known(self, text: str) -> str:
+        if not self.starts and not self.not_yet:
+            return text
+        for earlier in self.not_yet:
+            self._learn(_lines(earlier))
+        self.not_yet.clear()
         lines = _lines(text)
         shown: list[str] = []
         at = 0
@@ -198,6 +202,11 @@ class _Lines:
             shown.append(f"[cut: {len(block)} lines that this call gave before, {span}]{end}")
             at += len(block)
         return "".join(shown)
+
+    def _learn(self, lines: list[str]) -> None:
+        # From the end, so that of lines that are all the same the first ones are found.
+        for at in reversed(range(len(lines) - _SAME_LINES + 1)):
+            self.starts[tuple(lines[at : at + _SAME_LINES])] = lines, at
 
     def _known_from(self, lines: Sequence[str], at: int) -> int:
         """Count the lines from `at` on that stand, in this order, in one earlier result."""
