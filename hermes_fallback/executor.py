@@ -1,6 +1,6 @@
 """Makes one call to a tier through litellm, streamed so that it can be stopped; the only importer of litellm.
 
-Facts about litellm 1.90 to 1.105, each run (docs/facts.md): its import takes seconds, fetches a price map from the
+Facts about litellm 1.90 to 1.105.3, each run (docs/facts.md): its import takes seconds, fetches a price map from the
 network and prints, unless told not to; a stream that was cut off looks like a whole one except for
 `received_finish_reason`; a stalled stream may ignore `timeout`, so this file keeps its own watch.
 """

@@ -89,8 +89,8 @@ def test_measured_numbers_are_those_of_the_report() -> None:
 
 
 def test_malicious_releases_are_shut_out() -> None:
-    """No installation of ours can bring litellm 1.82.7 or 1.82.8, nor 1.106, which fails on calls with tools."""
+    """No installation of ours can bring litellm 1.82.7 or 1.82.8, nor one that Hermes or its calls cannot be beside."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     (litellm,) = [one for one in map(Requirement, project["dependencies"]) if one.name == "litellm"]
-    assert not any(litellm.specifier.contains(version) for version in ("1.82.7", "1.82.8", "1.106.0"))
+    assert not any(litellm.specifier.contains(version) for version in ("1.82.7", "1.82.8", "1.105.4", "1.106.0"))
     assert litellm.specifier.contains("1.105.3")

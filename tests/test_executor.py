@@ -202,7 +202,7 @@ def test_a_bound_is_no_less_than_what_is_counted(tier: Tier, text: str) -> None:
 
 
 def test_installed_litellm_is_in_the_range_that_works() -> None:
-    """1.82.7 and 1.82.8 were malicious, 1.106 fails with tools; the range of the package shuts them out."""
+    """1.82.7 and 1.82.8 were malicious, 1.105.4 ousts Hermes's certifi, 1.106 fails with tools: all are shut out."""
     from importlib.metadata import requires, version  # noqa: PLC0415
 
     from packaging.requirements import Requirement  # noqa: PLC0415
@@ -210,7 +210,7 @@ def test_installed_litellm_is_in_the_range_that_works() -> None:
     requirements = [Requirement(text) for text in requires("hermes-fallback") or ()]
     (litellm,) = [requirement for requirement in requirements if requirement.name == "litellm"]
     assert litellm.specifier.contains(version("litellm"))
-    assert not any(litellm.specifier.contains(bad) for bad in ("1.82.7", "1.82.8", "1.106.0", "1.109.1"))
+    assert not any(litellm.specifier.contains(bad) for bad in ("1.82.7", "1.82.8", "1.105.4", "1.106.0", "1.109.1"))
 
 
 def test_all_that_a_model_wrote_is_counted() -> None:
