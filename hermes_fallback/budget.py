@@ -32,6 +32,17 @@ class Usage:
 
 NOTHING_USED = Usage(0, 0, 0.0)
 
+_MOST_TOKENS = 10**9
+
+
+def told_tokens(usage: object, *names: str) -> int | None:
+    """Return the first of these numbers in what an endpoint says a reply took; None is unknown, or cannot be true.
+
+    Some count below nothing, and say 2 to the power of 64 or so.
+    """
+    told = (getattr(usage, name, None) for name in names)
+    return next((number for number in told if type(number) is int and 0 <= number <= _MOST_TOKENS), None)
+
 
 @dataclass(frozen=True, slots=True)
 class WorstCase:

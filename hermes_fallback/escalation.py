@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import executor, explain, handoff, shadow, spending
-from .budget import Usage, WorstCase
+from .budget import Usage, WorstCase, told_tokens
 from .config import HERMES, PRIMARY, Tier
 from .events import ConsentRefused, EscalationFailed, TierReplied
 from .executor import BudgetExceeded, ExecutionError, Interrupted, Reply
@@ -50,7 +50,8 @@ def escalate(decision: Decision, task: Task, request: Mapping[str, Any]) -> Any 
     if not isinstance(decision, Escalate):
         return None
     over_budget = None
-    # Each failure takes a tier out of the next decision, so this ends.
+    # By one clock: a failure takes its tier out of all decisions of this call, however long the next one is waited for.
+    now = task.clock()
     while isinstance(decision, Escalate):
         try:
             response = _ask(decision, task, request)
@@ -60,7 +61,7 @@ def escalate(decision: Decision, task: Task, request: Mapping[str, Any]) -> Any 
         else:
             if response is not None:
                 return response
-        decision = task.decide()
+        decision = task.decide(now=now)
     if over_budget is not None and task.config.policy.budget.on_exceeded == "stop":
         return Stopped(f"{SIGN} The task stops here (`on_exceeded: stop`): {over_budget}.")
     refused = isinstance(task.ledger.events()[-1], ConsentRefused)
@@ -157,18 +158,13 @@ def host_answered(task: Task, ask: Callable[[], Any], *, tier: int, journal_id: 
         raise
     usage = getattr(response, "usage", None)
     # OpenAI's names, or those of Anthropic and the Responses API.
-    tokens_in = _first(usage, "prompt_tokens", "input_tokens")
-    tokens_out = _first(usage, "completion_tokens", "output_tokens")
+    tokens_in = told_tokens(usage, "prompt_tokens", "input_tokens")
+    tokens_out = told_tokens(usage, "completion_tokens", "output_tokens")
     task.ledger.append(TierReplied(task.clock(), tier))
     usd = executor.price(provider, model, tokens_in, tokens_out)
     used = Usage(tokens_in, tokens_out, usd)
     _close(task, call, "answered", seconds=task.clock() - started, used=used)
     return response
-
-
-def _first(usage: object, *names: str) -> int | None:
-    found = (getattr(usage, name, None) for name in names)
-    return next((number for number in found if isinstance(number, int)), None)
 
 
 def _hand_over(decision: Escalate, task: Task, tier: Tier, *, reason: str) -> object | None:
@@ -216,8 +212,8 @@ def _prepare(tier: Tier, task: Task, request: Mapping[str, Any], reason: str) ->
     policy = task.config.policy
     # Where nobody looks at it before the call is over, a bound will do: to count takes as long as to hand over.
     is_looked_at = policy.budget.limits_money or policy.confirm != "never"
-    most_tokens = None if is_looked_at else handoff.most_tokens(prepared)
-    return _Prepared(executor.worst_case(tier, prepared, most_tokens=most_tokens), send)
+    at_most = None if is_looked_at else handoff.most_tokens(prepared)
+    return _Prepared(executor.worst_case(tier, prepared, at_most=at_most), send)
 
 
 def _call_primary(tier: Tier, task: Task, request: Mapping[str, Any]) -> Reply:
@@ -238,11 +234,11 @@ def _call_primary(tier: Tier, task: Task, request: Mapping[str, Any]) -> Reply:
         failure = ExecutionError(message, transient=False)
         if not executor.was_refused(cause):
             failure.used = Usage()  # Hermes has tried again by itself, nobody knows how often
-        raise failure from error
+        raise failure from None  # its words are the endpoint's, and a traceback of a later fault would log them
     if response is None:
         raise ExecutionError(f"{tier.name}: this Hermes gives no way to ask the local endpoint again", transient=False)
     usage = getattr(response, "usage", None)
-    tokens_in, tokens_out = _first(usage, "prompt_tokens"), _first(usage, "completion_tokens")
+    tokens_in, tokens_out = told_tokens(usage, "prompt_tokens"), told_tokens(usage, "completion_tokens")
     # Not nothing, even on this machine, unless the user says so: a litellm proxy there may lead anywhere.
     known = tokens_in is not None and tokens_out is not None
     usd = executor.cost(tier, tokens_in or 0, tokens_out or 0) if known else None

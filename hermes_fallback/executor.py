@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import json
 import logging
 import os
 import queue
@@ -21,11 +22,13 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from . import explain
-from .budget import NOTHING_USED, Usage, WorstCase
+from .budget import NOTHING_USED, Usage, WorstCase, told_tokens
 from .config import Tier
+from .handoff import most_tokens, text_of
 
 _IDLE_SECONDS = 90.0  # without a byte; a reasoning model may think for a minute before its first token
 _POLL_SECONDS = 0.05
@@ -36,6 +39,11 @@ _OVERLAP_CHARS = 24
 # litellm 1.105 counts every model's tokens with OpenAI's tokenizers. Claude's make up to 1.35 times as many since 4.7
 # as before, when they made some more than OpenAI's already; and each provider frames tools in its own way.
 _COUNT_MARGIN, _CLAUDE_MARGIN, _FRAME_TOKENS = 1.1, 1.6, 400
+# What an image takes at most, whatever its size: Claude's largest, 3.75 megapixels, at 750 a token; OpenAI's 2,500
+# patches, with `detail: original` 10,000, at 1.2 tokens each. litellm 1.105 says 85 where no `detail` is given, and
+# looks into the image, even by fetching it, where one is.
+_IMAGE_TOKENS, _ORIGINAL_IMAGE_TOKENS = 5_000, 12_000
+_MOST_USD = 1e6  # nobody pays that for a call: an endpoint that says so is mistaken
 # Ours, for what the provider took no work up for. The client's own retries would go on behind our back after a call was
 # stopped and settled (and litellm 1.105 heeds them for OpenAI's chat alone); litellm's would repeat a 401 as well.
 _TRIES = 2
@@ -454,7 +462,8 @@ def _drain(
                     on_text(text)
             case "error", error:
                 stream.error = error
-                raise _execution_error(tier, error, stream) from error
+                # Without its cause, whose words are the provider's: a traceback of a later fault would log them.
+                raise _execution_error(tier, error, stream) from None
             case _:
                 return
 
@@ -481,8 +490,8 @@ def _reply(stream: _Stream, tier: Tier, *, seconds: float) -> Reply:
     return Reply(
         response=response,
         seconds=seconds,
-        input_tokens=getattr(usage, "prompt_tokens", None),
-        output_tokens=getattr(usage, "completion_tokens", None),
+        input_tokens=told_tokens(usage, "prompt_tokens"),
+        output_tokens=told_tokens(usage, "completion_tokens"),
         cost_usd=_cost(litellm, response, tier),
     )
 
@@ -499,10 +508,10 @@ def _used(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds: 
         usages = (chunk.usage for chunk in reversed(stream.chunks) if getattr(chunk, "usage", None))
         # At the end of a stream that was cut, litellm makes one up.
         told = next(usages, None) if stream.finish_reason_seen else None
-        tokens_in = getattr(told, "prompt_tokens", 0) or count_tokens(tier, stream.messages, tools)
+        tokens_in = told_tokens(told, "prompt_tokens") or count_tokens(tier, stream.messages, tools)
         came = "".join(piece for chunk in stream.chunks for piece in _pieces(chunk))
         counted = litellm.token_counter(model=_full_name(tier), text=came, count_response_tokens=True)
-        tokens_out = max(getattr(told, "completion_tokens", 0) or 0, counted)
+        tokens_out = max(told_tokens(told, "completion_tokens") or 0, counted)
         if not stream.chunks:
             unseen = int(seconds * _UNSEEN_TOKENS_PER_SECOND)
             tokens_out = unseen if tier.max_tokens is None else min(unseen, tier.max_tokens)
@@ -533,22 +542,44 @@ def was_refused(error: Any) -> bool:
 
 
 def count_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
-    """Return the input tokens of a request as litellm counts them for the tier's model."""
-    litellm = _import_quietly()
-    return int(litellm.token_counter(model=_full_name(tier), messages=list(messages), tools=tools))
+    """Return the input tokens of a request: text as litellm counts it for the tier's model, and the most per image."""
+    return _text_tokens(tier, messages, tools) + _image_tokens(messages)
 
 
-def worst_case(tier: Tier, handoff: Mapping[str, Any], *, most_tokens: int | None = None) -> WorstCase | None:
+def _text_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
+    texts = [{**message, "content": text_of(message.get("content"))} for message in messages]
+    try:
+        count, model = _import_quietly().token_counter, _full_name(tier)
+        # As they are written: litellm's own count of tools leaves out what stands under `anyOf`, and fails on a
+        # property of the type `array` that does not say of what, which is valid (1.105.3).
+        written = json.dumps(tools, ensure_ascii=False, separators=(",", ":"), default=str) if tools else ""
+        return int(count(model=model, messages=texts)) + int(count(model=model, text=written))
+    except Exception:
+        logger.warning("%s: tokens cannot be counted, and a byte is taken for one", tier.name, exc_info=True)
+        return most_tokens({"messages": texts, "tools": tools or []}) or 0
+
+
+def _image_tokens(messages: Sequence[Any]) -> int:
+    contents = [message.get("content") for message in messages]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    images = [part["image_url"] for part in parts if isinstance(part, dict) and part.get("image_url")]
+    details = [image.get("detail") if isinstance(image, dict) else None for image in images]
+    return sum(_ORIGINAL_IMAGE_TOKENS if detail == "original" else _IMAGE_TOKENS for detail in details)
+
+
+def worst_case(tier: Tier, handoff: Mapping[str, Any], *, at_most: int | None = None) -> WorstCase | None:
     """Return what a call with this handoff (`messages`, `tools`) costs at most; None when the price is not known.
 
-    With `most_tokens`, which what is sent does not exceed, none are counted.
+    With `at_most` tokens, which what is sent does not exceed, none are counted.
     """
-    if most_tokens is None:
-        counted = count_tokens(tier, handoff["messages"], handoff.get("tools"))
-        most_tokens = int(counted * (_CLAUDE_MARGIN if "claude" in tier.model.lower() else _COUNT_MARGIN))
+    if at_most is None:
+        messages = handoff["messages"]
+        texts, images = _text_tokens(tier, messages, handoff.get("tools")), _image_tokens(messages)
+        at_most = int(texts * (_CLAUDE_MARGIN if "claude" in tier.model.lower() else _COUNT_MARGIN)) + images
+        counted = texts + images
     else:
-        counted = most_tokens
-    tokens = most_tokens + _FRAME_TOKENS
+        counted = at_most
+    tokens = at_most + _FRAME_TOKENS
     # A thousand, for litellm to answer with a number that rounding leaves alone.
     whole, read = cost(tier, tokens, 1000, written_to_cache=tokens), cost(tier, tokens, 0, written_to_cache=tokens)
     if whole is None or read is None:
@@ -565,15 +596,24 @@ def cost(tier: Tier, input_tokens: int, output_tokens: int, *, written_to_cache:
         return tier.price.of(input_tokens, output_tokens)
     if not tier.is_litellm:
         return None
-    plain = price(tier.provider, tier.model, input_tokens, output_tokens)
-    if plain is None or not written_to_cache:
-        return plain
-    writing = price(tier.provider, tier.model, input_tokens, output_tokens, written_to_cache=written_to_cache)
-    return max(plain, writing or 0.0)
+    of_tokens = partial(price, tier.provider, tier.model, input_tokens, output_tokens)
+    plain = of_tokens()
+    if plain is None:
+        return None
+    writing = of_tokens(written_to_cache=written_to_cache) if written_to_cache else None
+    # Asked for, and not always served: OpenAI's `priority` costs twice as much, `flex` half.
+    serving = of_tokens(service_tier=str(tier.extra["service_tier"])) if "service_tier" in tier.extra else None
+    return max(plain, writing or 0.0, serving or 0.0)
 
 
 def price(
-    provider: str, model: str, input_tokens: int | None, output_tokens: int | None, *, written_to_cache: int = 0
+    provider: str,
+    model: str,
+    input_tokens: int | None,
+    output_tokens: int | None,
+    *,
+    written_to_cache: int = 0,
+    service_tier: str | None = None,
 ) -> float | None:
     """Return what a call costs by litellm's prices, in dollars; None when that is not known."""
     if input_tokens is None or output_tokens is None:
@@ -586,6 +626,7 @@ def price(
             prompt_tokens=input_tokens,
             completion_tokens=output_tokens,
             cache_creation_input_tokens=written_to_cache,
+            service_tier=service_tier,
         )
         return _known(litellm, float(sum(costs)), provider, model)
     except Exception:  # noqa: BLE001  # litellm raises a plain Exception for a model that its price map lacks
@@ -593,15 +634,16 @@ def price(
 
 
 def _cost(litellm: Any, response: Any, tier: Tier) -> float | None:
+    usage = getattr(response, "usage", None)
+    tokens_in, tokens_out = told_tokens(usage, "prompt_tokens"), told_tokens(usage, "completion_tokens")
+    if tokens_in is None or tokens_out is None:
+        return None
     if tier.price is not None:
-        usage = getattr(response, "usage", None)
-        if usage is None:
-            return None
-        cached = getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None)
-        return tier.price.of(usage.prompt_tokens, usage.completion_tokens, cached_tokens=cached or 0)
+        cached = told_tokens(getattr(usage, "prompt_tokens_details", None), "cached_tokens")
+        return tier.price.of(tokens_in, tokens_out, cached_tokens=cached or 0)
     # What a litellm proxy booked, or OpenRouter, under whatever name the model goes there.
-    booked = getattr(getattr(response, "usage", None), "cost", None)
-    if isinstance(booked, int | float) and not isinstance(booked, bool) and booked > 0:
+    booked = getattr(usage, "cost", None)
+    if isinstance(booked, int | float) and not isinstance(booked, bool) and 0 < booked < _MOST_USD:
         return float(booked)
     try:
         cost = litellm.completion_cost(

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import fingerprint, handoff, signs
-from .budget import Usage
+from .budget import Usage, told_tokens
 from .config import Config
 from .events import UNCHANGED, CallFailed, CallFailure, ReplySign, ToolFailed, ToolSucceeded
 from .fingerprint import Fingerprint
@@ -290,8 +290,7 @@ def _name_of(call_or_tool: Mapping[str, Any]) -> str:
 def usage_of(response: Any) -> Usage:
     """Return the tokens that an endpoint says a reply took."""
     usage = getattr(response, "usage", None)
-    counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-    return Usage(*[count if isinstance(count, int) else None for count in counts])
+    return Usage(told_tokens(usage, "prompt_tokens"), told_tokens(usage, "completion_tokens"))
 
 
 def reply_signs(reply: LocalReply, request: Mapping[str, Any]) -> tuple[ReplySign, ...]:

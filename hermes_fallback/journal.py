@@ -618,7 +618,7 @@ class Journal:
             ):
                 _migrate(connection)
                 yield connection
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, OverflowError, UnicodeEncodeError) as error:
             raise JournalError(self._advice(error)) from error
         finally:
             _one_at_a_time.release()
@@ -643,6 +643,7 @@ class _UnsafeError(OSError):
 _USUAL_ADVICE = "; make it writable, or move the file away to start a new one"
 _ADVICE: dict[str, str] = {
     "_NewerVersionError": "",
+    **dict.fromkeys(("OverflowError", "UnicodeEncodeError"), "; that is a fault of hermes-fallback: please report it"),
     "BlockingIOError": f": another program has had its folder locked for more than {_BUSY_SECONDS:g} s; close it",
     "_UnsafeError": "",
     "SQLITE_BUSY": f" for more than {_BUSY_SECONDS:g} s; close the program that holds it",

@@ -50,12 +50,13 @@ class Task:
     call_local_endpoint: Callable[[Mapping[str, Any]], Any]
     ask: Callable[[str], Consent]
 
-    def decide(self) -> Decision:
-        """Return who answers next, by what is known now."""
+    def decide(self, *, now: float | None = None) -> Decision:
+        """Return who answers next, by what is known; `now` is monotonic seconds, where it is not the clock's."""
         # In shadow, the local model has the task all along: what it does cannot lead to a second tier.
         names = self.config.names[:1] if self.config.policy.is_shadow else self.config.names
         events, index = self.ledger.past()
-        return decide(events, self.config.policy, tiers=len(names), names=names, now=self.clock(), index=index)
+        now = self.clock() if now is None else now
+        return decide(events, self.config.policy, tiers=len(names), names=names, now=now, index=index)
 
     def opening(self, decision: Escalate, tier: Tier, reason: str) -> Opening:
         """Return what the journal gets to know of an escalation that begins."""

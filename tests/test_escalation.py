@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from hermes_fallback import handoff
+from hermes_fallback import executor, handoff, policy
 from tests.endpoints import Answer, Script, call, fail, in_order, raw_call, say
 from tests.world import HOME, KEY, MODEL, Screen, World, log_of
 
@@ -35,9 +35,9 @@ def rows() -> list[dict[str, Any]]:
     return found
 
 
-def missing(_request: dict[str, Any], index: int) -> Answer:
+def missing(_request: dict[str, Any], index: int, **more: Any) -> Answer:
     """A model that looks for a file that is not there, under ever new names."""
-    return call("read_file", path=f"/nowhere/{index}.txt")
+    return raw_call("read_file", json.dumps({"path": f"/nowhere/{index}.txt"}), **more)
 
 
 def endless(*answers: Answer) -> Script:
@@ -352,6 +352,21 @@ def test_two_failing_tiers_fall_back_to_local(world: World) -> None:
     result = world.ask()
     assert result["final_response"] == "local to the end"
     assert (len(world.local.requests), len(world.paid.requests), len(second.requests)) == (6, 1, 1)
+
+
+def test_tiers_that_fail_slowly_are_asked_once_a_call(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that hang for longer than a failed one is left alone do not take turns for ever."""
+    monkeypatch.setattr(executor, "_IDLE_SECONDS", 0.6)
+    monkeypatch.setattr(policy, "COOLDOWN_SECONDS", 0.3)
+    one, two = (world.endpoint(in_order([say("late", headers_after=2)]), key=KEY) for _ in range(2))
+    tiers = ", ".join(
+        f"{{provider: openai, model: gpt-5.4{size}, base_url: '{endpoint.url}'}}"
+        for size, endpoint in (("", one), ("-mini", two))
+    )
+    world.configure(f"model_routing: {{fallback: [{tiers}]}}\n")
+    world.local.script = in_order([missing({}, 0), missing({}, 1), missing({}, 2), say("done")])
+    assert world.ask()["final_response"].startswith("done")
+    assert (len(one.requests), len(two.requests), len(world.local.requests)) == (1, 1, 4)
 
 
 def test_missing_key_is_said_with_its_name(

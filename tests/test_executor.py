@@ -193,7 +193,7 @@ def test_a_bound_is_no_less_than_what_is_counted(tier: Tier, text: str) -> None:
     tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
     asked = {"messages": [{"role": "user", "content": text}], "tools": tools}
     counted = executor.worst_case(tier, asked)
-    bound = executor.worst_case(tier, asked, most_tokens=handoff.most_tokens(asked))
+    bound = executor.worst_case(tier, asked, at_most=handoff.most_tokens(asked))
     assert counted is not None
     assert bound is not None
     assert counted.input_tokens <= bound.input_tokens

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 import yaml
 
-from hermes_fallback import host
+from hermes_fallback import executor, host
 from hermes_fallback.budget import Spent
+from hermes_fallback.config import Tier
 from hermes_fallback.events import SwitchedOff
 from hermes_fallback.journal import Journal
 from tests.endpoints import Answer, Endpoint, call, fail, in_order, say
@@ -92,6 +93,96 @@ def test_without_a_budget_a_reply_is_not_limited(world: World) -> None:
     world.ask()
     assert world.paid.requests[1]["max_completion_tokens"] == 300
     assert rows()[1]["reserved_usd"] < 0.06
+
+
+TAGS: dict[str, Any] = {
+    "array of anything": {"type": "array"},
+    "array of true": {"type": "array", "items": True},
+    "two kinds in a row": {"type": "array", "items": [{"type": "string"}, {"type": "number"}]},
+    "anything": True,
+}
+
+
+@pytest.mark.parametrize("tags", TAGS.values(), ids=TAGS)
+def test_a_tool_that_litellm_cannot_count(world: World, caplog: pytest.LogCaptureFixture, tags: object) -> None:
+    """A schema need not say of what an array is; under a budget in dollars, its tool is counted as it is written."""
+    world.configure(budget(per_day_usd=5))
+    world.local.script = stuck
+    agent = world.agent()
+    parameters = {"type": "object", "properties": {"tags": tags}}
+    agent.tools = [*agent.tools, {"type": "function", "function": {"name": "tag_issue", "parameters": parameters}}]
+    assert world.ask(agent=agent)["final_response"] == "paid answer"
+    assert not log_of(caplog, logging.WARNING)
+
+
+def test_all_of_a_tool_is_counted() -> None:
+    """What stands under `anyOf` is sent, so it is reserved for."""
+
+    def reserved(words: str) -> int:
+        either = {"anyOf": [{"type": "string", "description": words}, {"type": "number"}]}
+        parameters = {"type": "object", "properties": {"either": either}}
+        tools = [{"type": "function", "function": {"name": "tag", "parameters": parameters}}]
+        worst = executor.worst_case(Tier("openai", "gpt-5.4"), {"messages": [], "tools": tools})
+        assert worst is not None
+        return worst.input_tokens
+
+    assert reserved("word " * 1000) > reserved("") + 1000
+
+
+@pytest.mark.parametrize("detail", [None, "low", "high", "original", "unheard of"])
+@pytest.mark.parametrize("url", ["data:image/png;base64,AAAA", "https://host.invalid/a.png"])
+def test_images_are_reserved_for_by_the_most_that_one_takes(url: str, detail: str | None) -> None:
+    """Claude's may take 5,000 tokens, and OpenAI's 3,000, or 12,000 as they are; nothing is fetched to count them."""
+    image = {"url": url} if detail is None else {"url": url, "detail": detail}
+    content = [{"type": "text", "text": "what is that?"}, *[{"type": "image_url", "image_url": image}] * 20]
+    asked = {"messages": [{"role": "user", "content": content}]}
+    worst = executor.worst_case(Tier("anthropic", "claude-sonnet-4-5"), asked)
+    each = 12_000 if detail == "original" else 5_000
+    assert worst is not None
+    assert 20 * each < worst.input_tokens < 20 * each + 100
+    assert executor.count_tokens(Tier("anthropic", "claude-sonnet-4-5"), asked["messages"], None) == worst.input_tokens
+
+
+def test_what_cannot_be_counted_is_a_token_a_byte(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault of litellm's counter neither lets a call go unreserved nor keeps it from being made."""
+    import litellm  # noqa: PLC0415  # it takes seconds
+
+    def fails(**_: object) -> int:
+        raise KeyError("items")
+
+    monkeypatch.setattr(litellm, "token_counter", fails)
+    text = "what is that? " * 10
+    assert len(text) < executor.count_tokens(Tier("openai", "gpt-5.4"), [{"role": "user", "content": text}], None)
+    assert "tokens cannot be counted" in caplog.text
+
+
+def test_a_service_that_costs_more_is_reserved_for() -> None:
+    """`service_tier: priority` has a price of its own; of a cheaper one nobody knows whether it will be served."""
+
+    def worst(**extra: object) -> float:
+        tier = Tier("openai", "gpt-5.4", extra=extra)
+        found = executor.worst_case(tier, {"messages": [{"role": "user", "content": "hello " * 1000}]})
+        assert found is not None
+        return found.usd(1000)
+
+    assert worst(service_tier="priority") == pytest.approx(2 * worst())
+    assert worst(service_tier="flex") == worst()
+
+
+@pytest.mark.parametrize("count", [10**19, 2**64 - 5, -7])
+def test_a_count_that_cannot_be_true_is_unknown(world: World, caplog: pytest.LogCaptureFixture, count: int) -> None:
+    """An endpoint whose counter fell below nothing: the answer is kept and paid as reserved, and nothing fails."""
+    world.configure(budget(per_day_usd=5))
+    world.local.script = in_order([*(missing({}, n, usage=(count, 20)) for n in range(3)), say("local answer")])
+    world.paid.script = in_order([say("paid answer", usage=(count, 20))])
+    assert world.ask()["final_response"] == "paid answer"
+    (row,) = rows()
+    assert (row["state"], row["input_tokens"]) == ("answered", None)
+    assert row["cost_usd"] == row["reserved_usd"] > 0
+    assert tasks() == [("", 3, 3, 0)]
+    assert not log_of(caplog, logging.WARNING)
 
 
 LIMITS = [

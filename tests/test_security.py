@@ -385,6 +385,33 @@ def test_a_provider_that_quotes_the_key(world: World, caplog: pytest.LogCaptureF
     assert leaks((), files=(page, world.adapter.journal.path)) == []
 
 
+@pytest.mark.parametrize("place", ["executor.count_tokens", "escalation._close"])
+def test_a_fault_of_ours_while_a_provider_quotes_the_key(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    """The traceback of a fault has no words of the provider's, though it happened while they were looked at."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise KeyError("a fault")
+
+    key = "q7f3q9x2m5k8w1z4v6t"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    monkeypatch.setattr(f"hermes_fallback.{place}", fails)
+    world.paid.key = key
+    said = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": "Let me"}, "finish_reason": None}]}
+    chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-5.4", **said}
+    error = {"error": {"message": f"Incorrect API key provided: {key}", "type": "invalid_request_error"}}
+    sent = "".join(f"data: {json.dumps(event)}\n\n" for event in (chunk, error))
+    head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+    world.paid.script = in_order([Answer(raw=(head + sent).encode())])
+    world.local.script = in_order([*(missing({}, number) for number in range(3)), say("local")])
+    assert world.ask()["final_response"] == "local"
+    assert len(world.paid.requests) == 1
+    assert "KeyError: 'a fault'" in caplog.text
+    assert "ExecutionError" in caplog.text
+    assert leaks([caplog.text]) == []
+
+
 def test_a_key_of_somebody_elses(world: World) -> None:
     """A provider may name one that is not in this environment: it is known by its form, or as a litellm proxy's hash."""
     others = ("sk-of-another-4f5e6d7c", "AIzaSyA-0123456789", "ab" * 32)
