@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import sqlite3
 import threading
 import time
 import uuid
@@ -301,12 +302,25 @@ class Adapter:
 
     def ledger(self, session_id: str) -> Ledger:
         """Return the session's ledger; one that is new here begins with what the user left the session with."""
+        if not self.ledgers.known(session_id):
+            self._find_earlier(session_id)
         if self.ledgers.known(session_id):
             return self.ledgers.of_session(session_id)
         ledger = self.ledgers.of_session(session_id)
         if self._was_left_off(session_id):
             ledger.append(SwitchedOff(self.clock()))
         return ledger
+
+    def _find_earlier(self, session_id: str) -> None:
+        """Take over what a session had under the ids before it was compressed: what was said, and what was spent."""
+        try:
+            earlier = host.compressed_from(session_id)
+        except sqlite3.Error:
+            logger.exception("session=%s: whether it is another one, compressed, cannot be read", session_id)
+            return
+        # The oldest first, so that in the journal the latest word stands.
+        for old_id in reversed(earlier):
+            self._rename(old_id, session_id)
 
     def _read_again(self, session_id: str, ledger: Ledger) -> None:
         """Look again at what the user left the session with, where that could not be read before."""
@@ -697,15 +711,20 @@ class Adapter:
         if not session_id or session_id == old_id:
             return
         turn.session_id = session_id
+        self._rename(old_id, session_id)
+
+    def _rename(self, old_id: str, new_id: str) -> None:
         with self._lock:
-            for other in (turn, *self._turns.values()):
-                other.account = session_id if other.account == old_id else other.account
-        self.ledgers.rename(old_id, session_id)
-        self._typed_session = session_id if self._typed_session == old_id else self._typed_session
+            for turn in self._turns.values():
+                turn.account = new_id if turn.account == old_id else turn.account
+        self.ledgers.rename(old_id, new_id)
+        self.guard.rename(old_id, new_id)
+        self._typed_session = new_id if self._typed_session == old_id else self._typed_session
         if old_id in self._parents:
-            self._parents[session_id] = self._parents.pop(old_id)
-        self._parents.update({child: session_id for child, parent in self._parents.items() if parent == old_id})
-        self._rename_in_journal(old_id, session_id)
+            self._parents[new_id] = self._parents.pop(old_id)
+        children = [child for child, parent in list(self._parents.items()) if parent == old_id]
+        self._parents.update(dict.fromkeys(children, new_id))
+        self._rename_in_journal(old_id, new_id)
 
     def _rename_in_journal(self, old_id: str, new_id: str) -> None:
         try:

@@ -47,6 +47,12 @@ class Guard:
         """Tell whether we have switched ourselves off in the session."""
         return self._counts[session_id] >= MOST
 
+    def rename(self, old_id: str, new_id: str) -> None:
+        """Let a session's faults go by its new id."""
+        with self._lock:
+            if old_id in self._counts:
+                self._counts[new_id] += self._counts.pop(old_id)
+
     def forget(self, session_id: str) -> None:
         """Drop a session that ended."""
         with self._lock:

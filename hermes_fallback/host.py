@@ -147,6 +147,30 @@ def recorded_sessions(*, hours: int) -> Iterator[RecordedSession]:
         database.close()
 
 
+def compressed_from(session_id: str) -> list[str]:
+    """Return the ids that a session had before Hermes compressed it, newest first; between turns no hook tells of that.
+
+    Raises:
+        sqlite3.Error: Hermes's record of its sessions cannot be read.
+    """
+    from hermes_state import DEFAULT_DB_PATH, SessionDB  # noqa: PLC0415  # only there when Hermes runs
+
+    path = hermes_home() / Path(DEFAULT_DB_PATH).name
+    if not path.exists():
+        return []
+    database = SessionDB(path, read_only=True)
+    try:
+        ids = [session_id]
+        while True:
+            parent = str((database.get_session(ids[-1]) or {}).get("parent_session_id") or "")
+            # A sub-agent's session and a branch have a parent, too.
+            if parent in {"", *ids} or (database.get_session(parent) or {}).get("end_reason") != "compression":
+                return ids[1:]
+            ids.append(parent)
+    finally:
+        database.close()
+
+
 def _recorded(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row of Hermes's session database in the form of a chat message; `t` is in seconds since 1970."""
     message: dict[str, Any] = {"role": row["role"], "content": row["content"], "t": row["timestamp"]}

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from hermes_fallback import host
 from tests.endpoints import Answer, Endpoint, call, fail, in_order, say
 from tests.test_escalation import ALL_TRIGGERS, TEXT_CALL, missing, rows
-from tests.world import MODEL, Screen, World, log_of
+from tests.world import ISSUE_BLOCK, MODEL, Screen, World, log_of
 
 HERMES_TIER = "model_routing: {fallback: hermes}\n"
 
@@ -127,6 +128,55 @@ def test_task_stays_escalated_across_compression(world: World, in_place: bool) -
     assert {row["session_id"] for row in rows()} == {agent.session_id}
     assert world.adapter.ledgers.known(first) == (agent.session_id == first)
     assert "openai/gpt-5.4: 15 calls" in world.command("status")
+
+
+@pytest.mark.parametrize("is_new_process", [False, True])
+def test_off_and_budget_stay_when_the_context_is_compressed_between_turns(
+    world: World,
+    is_new_process: bool,  # noqa: FBT001
+) -> None:
+    """What `/compress` does gives a new id, and no hook tells of it: who said off does not pay, nor twice the budget."""
+    from hermes_state import SessionDB  # noqa: PLC0415  # its ids are changed in it alone
+
+    world.configure(
+        f"{ISSUE_BLOCK}    budget: {{per_session_usd: 2}}\n", more="compression: {enabled: true, in_place: false}\n"
+    )
+    agent = world.agent(session_db=SessionDB())
+    first = agent.session_id
+    world.local.script = missing
+    history = world.ask(agent=agent)["messages"]
+    spent = len(rows())
+    world.local.script = in_order([say("fine")])
+    for number in range(3):
+        history = world.ask(f"and {number} {'x' * 200}", agent=agent, history=history)["messages"]
+    world.command("off")
+    for _ in range(2):
+        history, _prompt = agent._compress_context(history, None, approx_tokens=40_000, force=True)  # noqa: SLF001
+        history = [*history, *history]
+    assert agent.session_id != first
+    if is_new_process:
+        world.load()
+    asked = len(world.local.requests)
+    world.local.script = lambda _, index: missing({}, index) if index < asked + 5 else say("local answer")
+    assert world.ask("and now?", agent=agent, history=history)["final_response"] == "local answer"
+    assert len(rows()) == spent == 1
+    assert {row["session_id"] for row in rows()} == {agent.session_id}
+    assert "escalation is off" in world.command("status")
+    assert "openai/gpt-5.4: 1 call" in world.command("status")
+    assert not world.adapter.ledgers.known(first)
+
+
+@pytest.mark.usefixtures("world")
+def test_a_branch_is_a_session_of_its_own() -> None:
+    """It has a parent, too, but what was said and spent there stays there."""
+    from hermes_state import SessionDB  # noqa: PLC0415  # only here
+
+    database = SessionDB()
+    for name, parent in (("trunk", None), ("branch", "trunk")):
+        database.create_session(name, "cli", model=MODEL, parent_session_id=parent)
+        database.end_session(name, "branched")
+    assert host.compressed_from("branch") == []
+    assert host.compressed_from("unheard of") == []
 
 
 def test_resumed_session_is_off_and_knows_what_it_spent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
