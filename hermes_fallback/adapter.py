@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,6 @@ from .events import (
     SelfChecked,
     SwitchedAuto,
     SwitchedOff,
-    TierReplied,
     TurnEnded,
     TurnStarted,
     TypeMatched,
@@ -126,6 +125,8 @@ class Turn:
     """Whether a `/steer escalate` in it is not heeded: who said it may not, or nobody did."""
     spoken: str | None = None
     """What a command that arrived as a message is answered with, in the model's place."""
+    has_asked: bool = False
+    """Whether a stronger model was to be asked in it: only then is there a sum to be told."""
     handed_over: Escalated | None = None
     """The escalation by which Hermes's own fallback providers have this turn."""
 
@@ -606,7 +607,7 @@ class Adapter:
         return None
 
     def _answer(self, turn: Turn, local: LocalCall, task: Task) -> Any:
-        response = _escalate(task.decide(), task, local)
+        response = _escalate(turn, task.decide(), task, local)
         if response is not None:
             return response
         try:
@@ -616,7 +617,7 @@ class Adapter:
             if isinstance(cause, InterruptedError):
                 raise
             turn.ledger.append(host.call_failed(self.clock(), cause, local.request))
-            response = _escalate(task.decide(), task, local)
+            response = _escalate(turn, task.decide(), task, local)
             if response is None:
                 raise
             return response
@@ -627,7 +628,7 @@ class Adapter:
         decision = self._judge(turn, local, task, response)
         if decision is None:
             return response
-        replacement = _escalate(decision, task, local)
+        replacement = _escalate(turn, decision, task, local)
         if turn.config.policy.is_shadow and decision.held is None:
             # The better answer would have cost about what this one took.
             shadow.answered(task, used)
@@ -745,25 +746,23 @@ class Adapter:
             return next((turn for turn in self._turns.values() if turn.session_id == session_id), None)
 
     def _summary(self, turn: Turn) -> str | None:
-        """Say who helped in this turn and what it cost, if anybody did."""
-        if not _has_escalated(turn.ledger.events()):
+        """Say who was asked in this turn and what it cost, if anything did."""
+        if not turn.has_asked:
             return None
         try:
             entries = self.journal.entries(turn_id=turn.turn_id)
         except JournalError:
             logger.exception("session=%s: what the turn cost cannot be read", turn.session_id)
-            return f"{SIGN} a stronger model helped; what it cost cannot be read from the journal"
+            return f"{SIGN} what the stronger model cost cannot be read from the journal"
+        if not entries:
+            return None
         if turn.config.policy.is_shadow:
             usd = [entry.cost_usd for entry in entries]
             total = sum(one or 0.0 for one in usd) if None not in usd else None
             return f"shadow: the stronger model would have cost about {explain.usd(total)} in this task"
-        parts = [
-            f"{entry.to_model} helped, because {entry.reason} ({explain.calls(entry.calls)}, "
-            f"{explain.usage(entry.input_tokens, entry.output_tokens, entry.cost_usd)})"
-            for entry in reversed(entries)
-            if entry.calls
-        ]
-        return f"{SIGN} {'; '.join(parts)}"
+        # A call that was refused cost nothing, and the user has read of it.
+        parts = [explain.helped(entry) for entry in reversed(entries) if entry.calls or entry.cost_usd != 0]
+        return f"{SIGN} {'; '.join(parts)}" if parts else None
 
     def _forget(self, session_id: object) -> None:
         if not isinstance(session_id, str):
@@ -819,15 +818,7 @@ class LocalCall:
         return self._next_call(dict(request))
 
 
-def _escalate(decision: Decision, task: Task, local: LocalCall) -> Any | None:
+def _escalate(turn: Turn, decision: Decision, task: Task, local: LocalCall) -> Any | None:
+    turn.has_asked = turn.has_asked or isinstance(decision, Escalate)
     # Only now: to look at each message takes the longer the more there are.
     return escalate(decision, task, host.readable(local.request) if isinstance(decision, Escalate) else local.request)
-
-
-def _has_escalated(events: Sequence[Event]) -> bool:
-    for event in reversed(events):
-        if isinstance(event, TierReplied):
-            return True
-        if isinstance(event, TurnStarted):
-            return False
-    return False

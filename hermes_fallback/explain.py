@@ -25,6 +25,7 @@ from .events import (
     TurnStarted,
     TypeMatched,
 )
+from .journal import Entry
 
 FAULT_WORDS: dict[FaultKind, str] = {
     "empty": "an empty reply",
@@ -111,6 +112,18 @@ def calls(count: int) -> str:
 def outcome(answered: int, failed: int) -> str:
     """Say how calls went: `2 calls`, `1 call and 1 failed`."""
     return calls(answered) + (f" and {failed} failed" if failed else "")
+
+
+def helped(entry: Entry) -> str:
+    """Say in a part of a sentence what a model did in a turn, and what that cost."""
+    used = usage(entry.input_tokens, entry.output_tokens, entry.cost_usd)
+    if entry.calls:
+        return f"{entry.to_model} helped, because {entry.reason} ({outcome(entry.calls, entry.failed)}, {used})"
+    # Of a call that broke off, no provider says what it used.
+    if entry.failed:
+        return f"{entry.to_model} did not help ({calls(entry.failed)}, about {used})"
+    # The user stopped it; or its end could not be written, and what was reserved counts.
+    return f"{entry.to_model} was asked (about {used})"
 
 
 def _count(number: int | None) -> str:

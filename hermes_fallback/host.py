@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -167,6 +168,10 @@ def compressed_from(session_id: str) -> list[str]:
             if parent in {"", *ids} or (database.get_session(parent) or {}).get("end_reason") != "compression":
                 return ids[1:]
             ids.append(parent)
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            return []  # other parts of Hermes keep things in the file, too
+        raise
     finally:
         database.close()
 

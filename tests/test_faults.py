@@ -177,8 +177,16 @@ def test_paid(world: World, infect: Infect, caplog: pytest.LogCaptureFixture, ce
     took_over, *others = notices(screen)
     assert took_over == f"⚡ {MODEL} → {TIER}: read_file failed 3 times: file not found"
     if failed:
-        assert others == [f"⚡ {TIER}: {cell.notice}", f"⚡ no stronger model answered; {MODEL} goes on"]
-        assert screen.text.endswith("local answer")
+        notice, goes_on, *cost = others
+        assert (notice, goes_on) == (f"⚡ {TIER}: {cell.notice}", f"⚡ no stronger model answered; {MODEL} goes on")
+        lines = [line for line in screen.text.splitlines() if line]
+        assert lines[-1 - len(cost) :] == ["local answer", *cost]
+        if cell.charged == "nothing":
+            assert cost == []
+        else:
+            (row,) = rows()
+            used = f"about {row['input_tokens']:,} tokens in, {row['output_tokens']} out, ${row['cost_usd']:.4f}"
+            assert cost == [f"⚡ {TIER} did not help (1 call, {used})"]
     else:
         (line,) = others
         assert line.startswith(f"⚡ {TIER} helped, because read_file failed 3 times: file not found (1 call, ")
@@ -406,9 +414,9 @@ Hermes, with the real litellm, that meets the fault over a real socket. Faults m
 ## The paid endpoint fails
 
 The local model is stuck, and the user has read `⚡ {MODEL} → {TIER}: read_file failed 3 times: file not found`.
-Where the stronger model does not answer, a second line says why, and a third that the local model goes on. A call that
-was refused is made once more if that may help and the wait is 20 s at most; one that may have been begun is not, for it
-would be paid for twice.
+Where the stronger model does not answer, a second line says why, a third that the local model goes on, and if anything
+is charged, a last one about how much. A call that was refused is made once more if that may help and the wait is 20 s at
+most; one that may have been begun is not, for it would be paid for twice.
 
 | fault | requests | the user sees | the task is ended by | charged |
 |---|---|---|---|---|"""

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hermes_fallback import executor, host
+from hermes_fallback import executor, host, journal
 from hermes_fallback.budget import Spent
 from hermes_fallback.config import Tier
 from hermes_fallback.events import SwitchedOff
@@ -183,6 +183,52 @@ def test_a_count_that_cannot_be_true_is_unknown(world: World, caplog: pytest.Log
     assert row["cost_usd"] == row["reserved_usd"] > 0
     assert tasks() == [("", 3, 3, 0)]
     assert not log_of(caplog, logging.WARNING)
+
+
+def test_an_answer_whose_cost_could_not_be_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program holds the journal when the answer comes: the user reads what is reserved for it."""
+    monkeypatch.setattr(journal, "_BUSY_SECONDS", 0.1)
+    world.configure(budget(per_day_usd=5))
+    world.local.script = stuck
+    held: list[sqlite3.Connection] = []
+
+    def paid(_request: dict[str, Any], _index: int) -> Answer:
+        held.append(sqlite3.connect(JOURNAL, check_same_thread=False, isolation_level=None))
+        held[0].execute("BEGIN EXCLUSIVE")
+        threading.Timer(1.5, held[0].close).start()
+        return say("paid answer")
+
+    world.paid.script = paid
+    screen = Screen()
+    agent = world.agent(screen=screen)
+    # Its summary is read when the journal is free again.
+    summary = world.adapter._summary  # noqa: SLF001
+    monkeypatch.setattr(world.adapter, "_summary", lambda turn: time.sleep(2) or summary(turn))
+    assert world.ask(agent=agent)["final_response"] == "paid answer"
+    (row,) = rows()
+    assert row["state"] == "started"
+    assert f"was asked (about unknown tokens in, unknown out, ${row['reserved_usd']:.4f})" in screen.text
+
+
+def test_what_a_stopped_call_used_is_said(world: World) -> None:
+    """Who says stop reads at the end of the turn about how much it was."""
+    world.configure(budget(per_day_usd=5))
+    world.local.script = stuck
+    world.paid.script = in_order([say("word " * 200, hold_seconds=0.05)])
+    screen = Screen()
+    agent = world.agent(screen=screen)
+    threading.Thread(target=interrupt_when_it_speaks, args=(agent, screen)).start()
+    assert world.ask(agent=agent)["interrupted"]
+    (row,) = rows()
+    assert row["state"] == "interrupted"
+    assert f"⚡ openai/gpt-5.4 was asked (about {row['input_tokens']:,} tokens in, " in screen.text
+
+
+def interrupt_when_it_speaks(agent: Any, screen: Screen) -> None:
+    """Say stop as soon as a word was shown."""
+    while "word" not in screen.text:
+        time.sleep(0.01)
+    agent.interrupt()
 
 
 LIMITS = [
