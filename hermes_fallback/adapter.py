@@ -483,6 +483,8 @@ class Adapter:
             local = LocalCall(next_call, request)
             turn = self._turns.get(turn_id)
             if turn is None or self.guard.has_given_up(turn.session_id):
+                # Five faults of our hooks open no turn any more.
+                self._say_if_off(session_id if turn is None else turn.session_id, local)
                 return local.reply()
             self._follow(turn, session_id)
             if turn.spoken is not None:
@@ -512,16 +514,16 @@ class Adapter:
             if local is not None and error is local.error:
                 raise
             # Here a bug of ours ends up: said loudly, and the local model answers.
-            self._note_fault(turn, session_id, error)
+            session_id = session_id if turn is None else turn.session_id
+            self.guard.note("llm_execution", session_id, error)
+            if local is not None:
+                self._say_if_off(session_id, local)
             return next_call(dict(request)) if local is None else local.reply()
 
-    def _note_fault(self, turn: Turn | None, session_id: str, error: Exception) -> None:
-        session_id = session_id if turn is None else turn.session_id
-        self.guard.note("llm_execution", session_id, error)
-        if turn is not None and self.guard.count(session_id) == MOST:
-            turn.live.notice(
-                f"{SIGN} hermes-fallback has failed {MOST} times and is off in this session; see agent.log"
-            )
+    def _say_if_off(self, session_id: str, local: LocalCall) -> None:
+        if self.guard.is_news(session_id):
+            words = f"{SIGN} hermes-fallback has failed {MOST} times and is off in this session; see agent.log"
+            local.live.notice(words)
 
     def _task(self, turn: Turn, local: LocalCall) -> Task:
         return Task(

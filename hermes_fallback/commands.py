@@ -56,6 +56,8 @@ def escalate(adapter: Adapter, raw_args: str, *, session_id: str) -> str:
         return "hermes-fallback is idle: there is no `model_routing` block in Hermes's config.yaml."
     if config.is_idle:
         return "hermes-fallback is switched off: `fallback_policy.enabled` is false in Hermes's config.yaml."
+    if word in {"", "auto"} and adapter.guard.has_given_up(session_id):
+        return f"Not done.{_faults(adapter, session_id)}"
     return _WORDS[word](adapter, config, adapter.ledger(session_id), session_id)
 
 
@@ -82,7 +84,9 @@ def _unless(config: Config) -> str:
 def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
     events = ledger.events()
     holder = holding(events, config.policy, config.names)
-    if holder is not None and adapter.is_running(session_id) and not config.policy.is_shadow:
+    if adapter.guard.has_given_up(session_id):
+        now = "The local model answers."
+    elif holder is not None and adapter.is_running(session_id) and not config.policy.is_shadow:
         now = f"{plain(holder.model)} has the task, because {explain.reason(holder.trigger, holder.evidence)}."
     elif is_off(events):
         now = "The local model answers; escalation is off in this session (/escalate auto switches it on)."

@@ -65,6 +65,9 @@ class Primary:
         return _model_name(self.model) == _model_name(model)
 
 
+USUAL_TIMEOUT_SECONDS = 300.0
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """What a model costs, in dollars per million tokens; cached input costs as much as other input unless given."""
@@ -93,7 +96,7 @@ class Tier:
     api_key_env: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
-    timeout_seconds: float = 300.0
+    timeout_seconds: float = USUAL_TIMEOUT_SECONDS
     price: Price | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from . import explain
 from .budget import NOTHING_USED, Usage, WorstCase, told_tokens
-from .config import Tier
+from .config import USUAL_TIMEOUT_SECONDS, Tier
 from .handoff import most_tokens, text_of
 
 _IDLE_SECONDS = 90.0  # without a byte; a reasoning model may think for a minute before its first token
@@ -133,7 +133,7 @@ def _warm(tier: Tier) -> None:
     try:
         # Loads litellm's tokenizer too. It holds up every thread for a tenth of a second, and would when the user stops
         # a call: Hermes then forgets what was typed meanwhile (`_recover_terminal_after_interrupt` of 0.19.0).
-        count_tokens(tier, [], None)
+        _import_quietly().token_counter(model=_full_name(tier), text="")
     except Exception:  # whoever needs it imports it again and says so; at the end of the process nobody does
         logger.debug("litellm was not imported in the background", exc_info=True)
 
@@ -437,6 +437,8 @@ def _drain(
     on_text: Callable[[str], object],
 ) -> None:
     heard = time.monotonic()
+    # Who has it set longer knows a model that is silent for that long: one that reads slowly, or thinks unseen.
+    patience = tier.timeout_seconds if tier.timeout_seconds > USUAL_TIMEOUT_SECONDS else _IDLE_SECONDS
     speaking = True
     while True:
         item = stream.next()
@@ -447,11 +449,10 @@ def _drain(
             message = f"{tier.name}: no end after {tier.timeout_seconds:g} s; raise timeout_seconds if it needs more"
             raise ExecutionError(message, transient=True)
         if item is None:
-            if now - heard > _IDLE_SECONDS:
-                message = f"{tier.name}: nothing came for {_IDLE_SECONDS:g} s"
-                raise ExecutionError(message, transient=True)
+            if now - heard > patience:
+                raise ExecutionError(f"{tier.name}: nothing came for {patience:g} s{_advice(stream)}", transient=True)
             continue
-        heard = now
+        heard, patience = now, _IDLE_SECONDS
         match item:
             case "chunk", chunk:
                 stream.chunks.append(chunk)
@@ -466,6 +467,12 @@ def _drain(
                 raise _execution_error(tier, error, stream) from None
             case _:
                 return
+
+
+def _advice(stream: _Stream) -> str:
+    if stream.chunks:
+        return ""
+    return f"; if it needs longer before its first word, set timeout_seconds, to more than {USUAL_TIMEOUT_SECONDS:g}"
 
 
 def _reply(stream: _Stream, tier: Tier, *, seconds: float) -> Reply:
@@ -548,8 +555,8 @@ def count_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | Non
 
 def _text_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
     texts = [{**message, "content": text_of(message.get("content"))} for message in messages]
+    count, model = _import_quietly().token_counter, _full_name(tier)
     try:
-        count, model = _import_quietly().token_counter, _full_name(tier)
         # As they are written: litellm's own count of tools leaves out what stands under `anyOf`, and fails on a
         # property of the type `array` that does not say of what, which is valid (1.105.3).
         written = json.dumps(tools, ensure_ascii=False, separators=(",", ":"), default=str) if tools else ""

@@ -23,6 +23,7 @@ class Guard:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._told: set[tuple[object, ...]] = set()
+        self._gone: set[str] = set()
 
     def note(self, place: str, session_id: str, error: Exception) -> None:
         """Log a fault, with its traceback the first time, and count it."""
@@ -47,16 +48,28 @@ class Guard:
         """Tell whether we have switched ourselves off in the session."""
         return self._counts[session_id] >= MOST
 
+    def is_news(self, session_id: str) -> bool:
+        """Tell, once, that we have switched ourselves off in the session."""
+        with self._lock:
+            is_news = self._counts[session_id] >= MOST and session_id not in self._gone
+            if is_news:
+                self._gone.add(session_id)
+            return is_news
+
     def rename(self, old_id: str, new_id: str) -> None:
         """Let a session's faults go by its new id."""
         with self._lock:
             if old_id in self._counts:
                 self._counts[new_id] += self._counts.pop(old_id)
+            if old_id in self._gone:
+                self._gone.remove(old_id)
+                self._gone.add(new_id)
 
     def forget(self, session_id: str) -> None:
         """Drop a session that ended."""
         with self._lock:
             self._counts.pop(session_id, None)
+            self._gone.discard(session_id)
 
 
 def _line(error: BaseException) -> object:

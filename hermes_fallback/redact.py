@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -252,6 +253,12 @@ def _names_secret(name: str, value: str, *, quoted: bool) -> bool:
     return bool(_IS_KEY.search(name)) and 16 <= len(value) <= 1000 and _RANDOM.fullmatch(value) is not None
 
 
+# How programs write letters that are not ASCII: JSON an ä as \u00e4, git as \303\244, Python its bytes as \xc3\xa4, an
+# address as %C3%A4. In JSON, each backslash is two.
+_ESCAPED = re.compile(
+    r"(?P<utf16>(?:\\+u[0-9a-f]{4})+)|(?P<octal>(?:\\+[0-3][0-7]{2})+)|(?P<hex>(?:(?:\\+x|%)[0-9a-f]{2})+)",
+    re.IGNORECASE,
+)
 _PATH_SPLIT = re.compile(r"""(?<!\\)\\[nrt"]|[\s"'`<>|,;:()\[\]{}=]+""")
 
 
@@ -264,9 +271,28 @@ def never_send_match(messages: Sequence[Mapping[str, Any]], patterns: Sequence[s
     """
     if not patterns:
         return None
-    texts = [text.casefold() for message in messages for text in _texts(message)]
+    texts = [form for message in messages for text in _texts(message) for form in _forms(text)]
     paths = {path for text in texts for path in _paths(text)}
-    return next((pattern for pattern in patterns if _matches(pattern.casefold(), texts, paths)), None)
+    return next((pattern for pattern in patterns if _matches(_folded(pattern), texts, paths)), None)
+
+
+def _forms(text: str) -> Iterator[str]:
+    """Yield a text as it is compared; and once more with the letters that it writes in escapes."""
+    yield _folded(text)
+    if _ESCAPED.search(text):
+        yield _folded(_ESCAPED.sub(_unescaped, text))
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    if match["utf16"]:
+        return bytes.fromhex("".join(re.findall(r"u(.{4})", match[0], re.IGNORECASE))).decode("utf-16-be", "replace")
+    numbers = re.findall(r"[0-3][0-7]{2}", match[0]) if match["octal"] else re.findall(r"[0-9a-fA-F]{2}", match[0])
+    return bytes(int(number, 8 if match["octal"] else 16) for number in numbers).decode("utf-8", "replace")
+
+
+def _folded(text: str) -> str:
+    # macOS has the names of files decomposed: an ä is an a and two dots.
+    return unicodedata.normalize("NFC", text).casefold()
 
 
 def _matches(pattern: str, texts: Sequence[str], paths: Iterable[str]) -> bool:

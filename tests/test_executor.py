@@ -142,6 +142,18 @@ def test_idle_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
         ask(say("a text that stalls", hold_seconds=3), monkeypatch=monkeypatch)
 
 
+def test_a_tier_may_be_silent_for_as_long_as_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with a longer timeout than the usual may take it before its first word, and no longer between two."""
+    monkeypatch.setattr(executor, "_IDLE_SECONDS", 0.5)
+    slow = say("a text " * 3, headers_after=1.5)
+    with pytest.raises(ExecutionError, match=r"nothing came for 0\.5 s; if it needs longer before its first word, set"):
+        ask(slow, monkeypatch=monkeypatch, timeout_seconds=300)
+    _, texts, _ = ask(slow, monkeypatch=monkeypatch, timeout_seconds=301)
+    assert "".join(texts) == "a text " * 3
+    with pytest.raises(ExecutionError, match=r"nothing came for 0\.5 s$"):
+        ask(say("a text that stalls", hold_seconds=3), monkeypatch=monkeypatch, timeout_seconds=301)
+
+
 def test_import_prints_nothing_and_asks_no_network() -> None:
     """Litellm comes in without a word on the terminal, and with its price map from the package."""
     code = (

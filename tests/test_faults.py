@@ -72,7 +72,7 @@ PAID = [
     Paid("reset in mid-stream", "local", 1, CUT, "the input, and what came"),
     Paid("cut off in mid-stream", "local", 1, CUT, "the input, and what came"),
     Paid("end without a finish reason", "local", 1, CUT, "the input, and what came"),
-    Paid("hang before headers", "local", 1, "nothing came for 1 s", "the input"),
+    Paid("hang before headers", "local", 1, "nothing came for 1 s; if it needs longer before its first word, set timeout_seconds, to more than 300", "the input"),
     Paid("hang in mid-stream", "local", 1, "nothing came for 1 s", "the input, and what came"),
     Paid("slow drip", "stronger", 1, "", "what the provider told"),
     Paid("malformed SSE", "local", 1, UNREADABLE, "the input"),

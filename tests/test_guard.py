@@ -103,8 +103,27 @@ def test_enough_is_enough(world: World, monkeypatch: pytest.MonkeyPatch, caplog:
     assert screen.text.count("is off in this session") == 1
     status = world.command("status")
     assert f"hermes-fallback itself has failed {MOST} times in this session and is off in it" in status
+    assert "takes over" not in status
+    for word in ("", "auto"):
+        assert world.command(word).startswith("Not done.\nhermes-fallback itself has failed 5 times")
     assert world.ask("get stuck", agent=agent)["final_response"] == "local answer"
     assert world.ask("get stuck")["final_response"] == "paid answer"
+
+
+def test_enough_faults_of_hooks_are_enough(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faults that no model call meets are said on the screen all the same, once, when the next call is made."""
+
+    def broken(*_: object, **__: object) -> None:
+        message = "a bug"
+        raise ValueError(message)
+
+    world.local.script = stuck_each_task
+    screen = Screen()
+    agent = world.agent(screen=screen)
+    monkeypatch.setattr("hermes_fallback.host.tool_event", broken)
+    answers = [world.ask("get stuck", agent=agent)["final_response"] for _ in range(4)]
+    assert answers == ["local answer"] * 4
+    assert screen.text.count(f"⚡ hermes-fallback has failed {MOST} times and is off in this session") == 1
 
 
 def test_a_broken_installation(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

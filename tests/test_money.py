@@ -203,7 +203,12 @@ def test_an_answer_whose_cost_could_not_be_written(world: World, monkeypatch: py
     agent = world.agent(screen=screen)
     # Its summary is read when the journal is free again.
     summary = world.adapter._summary  # noqa: SLF001
-    monkeypatch.setattr(world.adapter, "_summary", lambda turn: time.sleep(2) or summary(turn))
+
+    def later(turn: object) -> object:
+        time.sleep(2)
+        return summary(turn)
+
+    monkeypatch.setattr(world.adapter, "_summary", later)
     assert world.ask(agent=agent)["final_response"] == "paid answer"
     (row,) = rows()
     assert row["state"] == "started"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from typing import Any
 
 import pytest
@@ -224,6 +225,16 @@ MATCHES = [
     (".env*", {"path": "app/env.py"}, "", False),
     ("Project Falcon", {}, "notes on project falcon", True),
     ("Project Falcon", {}, "notes on project eagle", False),
+    ("Verträge", {"path": "Verträge/a.pdf"}, "", True),
+    ("Verträge", {}, unicodedata.normalize("NFD", "Verträge/a.pdf"), True),
+    (unicodedata.normalize("NFD", "Verträge"), {}, "VERTRÄGE", True),
+    ("Verträge", {}, json.dumps({"output": json.dumps(["Verträge"])}), True),
+    ("Verträge", {}, json.dumps({"output": '?? "Vertr\\303\\244ge/a.pdf"'}), True),
+    ("**/Verträge", {}, '?? "my/Vertr\\303\\244ge/a.pdf"', True),
+    ("**/Verträge", {}, repr("my/Verträge/a.pdf".encode()), True),
+    ("**/Verträge", {}, "https://host/Vertr%c3%a4ge/a.pdf", True),
+    ("geheim 🙂", {}, json.dumps("geheim 🙂"), True),
+    ("Verträge", {}, "C:\\Vertr\\users\\303\\x9 \\ud800 100%aber", False),
 ]  # fmt: skip
 
 
