@@ -274,6 +274,9 @@ class Adapter:
             for id_ in unended:
                 del self._turns[id_]
             self._turns[turn_id] = turn
+        for old_id in self.ledgers.surplus():
+            if not self.is_running(old_id):
+                self._forget(old_id)
         now = self.clock()
         said = signs.of_message(text)
         ledger.append(*[TurnEnded(now)] * len(unended), TurnStarted(now, turn_id, model, said))

@@ -6,6 +6,7 @@ one.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterable, Sequence
 
@@ -89,8 +90,12 @@ class Ledger:
             return tuple(self._events), Index(self._index.controls[:], self._index.calls)
 
 
+MAX_SESSIONS = 4000
+"""How many sessions are remembered: of those of cron and of the API server, Hermes does not say that they are over."""
+
+
 class Ledgers:
-    """The ledgers of all sessions in this process."""
+    """The ledgers of all sessions in this process, the one that was used last at the end."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -99,7 +104,14 @@ class Ledgers:
     def of_session(self, session_id: str) -> Ledger:
         """Return the session's ledger, a new one if it has none."""
         with self._lock:
-            return self._by_session.setdefault(session_id, Ledger())
+            ledger = self._by_session.pop(session_id, None) or Ledger()
+            self._by_session[session_id] = ledger
+            return ledger
+
+    def surplus(self) -> list[str]:
+        """Return the sessions beyond MAX_SESSIONS, those that were not used for longest."""
+        with self._lock:
+            return list(itertools.islice(self._by_session, max(0, len(self._by_session) - MAX_SESSIONS)))
 
     def rename(self, old_id: str, new_id: str) -> None:
         """Let a session's ledger go by a new id, unless that id has one already."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hermes_fallback import host
+from hermes_fallback import host, ledger
 from tests.endpoints import Answer, Endpoint, call, fail, in_order, say
 from tests.test_escalation import ALL_TRIGGERS, TEXT_CALL, missing, rows
 from tests.world import ISSUE_BLOCK, MODEL, Screen, World, log_of
@@ -207,6 +207,24 @@ def test_off_before_the_first_message_is_kept(world: World) -> None:
     world.command("off")
     world.ask(agent=world.agent(session_id="early"))
     assert world.adapter.journal.is_off("early")
+
+
+def test_sessions_that_nobody_ends_are_forgotten_in_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those of cron, Hermes does not say that they are over; what the user said to one of long ago is on disk."""
+    monkeypatch.setattr(ledger, "MAX_SESSIONS", 3)
+    agent = world.agent()
+    world.ask(agent=agent)
+    world.command("off")
+    for _ in range(5):
+        world.ask(agent=world.agent(platform="cron"))
+    adapter = world.adapter
+    kept = [adapter.ledgers._by_session, adapter._stays_local, adapter._last_types, adapter._turns]  # noqa: SLF001
+    assert all(len(one) <= 4 for one in kept), kept
+    assert not adapter.ledgers.known(agent.session_id)
+    asked = len(world.local.requests)
+    world.local.script = lambda _, index: missing({}, index) if index < asked + 5 else say("local answer")
+    assert world.ask(agent=agent)["final_response"] == "local answer"
+    assert adapter.ledgers.known(agent.session_id)
 
 
 def test_idle_session_keeps_next_to_nothing(world: World) -> None:
