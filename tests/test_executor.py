@@ -236,7 +236,7 @@ def test_all_that_a_model_wrote_is_counted() -> None:
 
 
 STOPPED = """\
-import sys, time
+import os, sys, time
 from hermes_fallback import executor
 from hermes_fallback.config import Tier
 
@@ -250,18 +250,21 @@ def show(text):
     global modules
     modules = set(sys.modules)
 
+def tell(line):
+    os.write(1, f"{line}\\n".encode())  # at once, for two threads do
+
 def let_go(source, let_go=executor._let_go):
-    print("new:", set(sys.modules) - modules)
+    tell(f"new: {set(sys.modules) - modules}")
     time.sleep(0.3)
     let_go(source)
-    print("let go of")
+    tell("let go of")
 
 executor._let_go = let_go
 asked = {"messages": [{"role": "user", "content": "hello"}]}
 try:
     executor.complete(tier, asked, is_interrupted=lambda: len(seen) > 1, on_text=show)
 except executor.Interrupted as stop:
-    print(stop.used.output_tokens > 0, len(tokenizers), tiktoken.registry.ENCODINGS == tokenizers)
+    tell(f"{stop.used.output_tokens > 0} {len(tokenizers)} {tiktoken.registry.ENCODINGS == tokenizers}")
 """
 
 
