@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +67,9 @@ _REVIEW_THREAD = "bg-review"
 _NOBODY_TYPES = frozenset({"api_server", "cron", "subagent", "webhook"})
 
 
+_LONGEST_TURN_SECONDS = 43_200.0
+"""A turn that began longer ago, and of whose end Hermes has said nothing, has most likely failed."""
+
 # Surfaces that belong to the owner of the machine, or of its API key; on any other, someone in a chat has written.
 _OWNERS = frozenset({"", "acp", "api_server", "cli", "cron", "desktop", "tui"})
 
@@ -110,6 +113,7 @@ class Turn:
     may_spend: bool
     steers: set[str]
     """The `/steer escalate` that were seen."""
+    began: float
     names: Names = field(default_factory=Names)
     task_type: str = ""
     type_reason: str = ""
@@ -264,6 +268,7 @@ class Adapter:
             message=text,
             may_spend=parent.may_spend if parent else self.may_spend(config, platform),
             steers={handoff.steered(host.listed(conversation_history))},
+            began=self.clock(),
         )
         if parent is not None:
             # What its parent's type allows and forbids holds for what is done for it.
@@ -274,10 +279,8 @@ class Adapter:
             for id_ in unended:
                 del self._turns[id_]
             self._turns[turn_id] = turn
-        for old_id in self.ledgers.surplus():
-            if not self.is_running(old_id):
-                self._forget(old_id)
         now = self.clock()
+        self._forget_old_sessions(now)
         said = signs.of_message(text)
         ledger.append(*[TurnEnded(now)] * len(unended), TurnStarted(now, turn_id, model, said))
         if config.policy.self_check:
@@ -286,6 +289,17 @@ class Adapter:
         # Not a sub-agent's: what it is told comes from a model, and no model may spend.
         if session_id not in self._parents:
             self._hear(turn, user_message)
+
+    def _forget_old_sessions(self, now: float) -> None:
+        surplus = self.ledgers.surplus()
+        if not surplus:
+            return
+        with self._lock:
+            # Of turns that failed, Hermes may not say that they are over.
+            at_work = {turn.session_id for turn in self._turns.values() if now - turn.began < _LONGEST_TURN_SECONDS}
+        for session_id in surplus:
+            if session_id not in at_work:
+                self._forget(session_id)
 
     def may_spend(self, config: Config, platform: str = "") -> bool:
         """Tell whether who wrote the message that is worked on may spend: in a chat, the `allowed_users`."""
@@ -306,25 +320,13 @@ class Adapter:
 
     def ledger(self, session_id: str) -> Ledger:
         """Return the session's ledger; one that is new here begins with what the user left the session with."""
-        if not self.ledgers.known(session_id):
-            self._find_earlier(session_id)
         if self.ledgers.known(session_id):
             return self.ledgers.of_session(session_id)
+        was_left_off = self._was_left_off(session_id)
         ledger = self.ledgers.of_session(session_id)
-        if self._was_left_off(session_id):
+        if was_left_off and not is_off(ledger.events()):
             ledger.append(SwitchedOff(self.clock()))
         return ledger
-
-    def _find_earlier(self, session_id: str) -> None:
-        """Take over what a session had under the ids before it was compressed: what was said, and what was spent."""
-        try:
-            earlier = host.compressed_from(session_id)
-        except sqlite3.Error:
-            logger.exception("session=%s: whether it is another one, compressed, cannot be read", session_id)
-            return
-        # The oldest first, so that in the journal the latest word stands.
-        for old_id in reversed(earlier):
-            self._rename(old_id, session_id)
 
     def _read_again(self, session_id: str, ledger: Ledger) -> None:
         """Look again at what the user left the session with, where that could not be read before."""
@@ -372,9 +374,13 @@ class Adapter:
         return session_id
 
     def _was_left_off(self, session_id: str) -> bool:
+        """Tell whether a session was left off; what it had under its ids before a compression it has from now on."""
         try:
+            if earlier := host.compressed_from(session_id):
+                self._rename(earlier, session_id)
+                self.journal.rename_session(earlier, session_id)
             return self.journal.is_off(session_id)
-        except JournalError:
+        except (JournalError, sqlite3.Error):
             logger.exception("session=%s: whether it was left with /escalate off cannot be read", session_id)
             # What the user may have forbidden is not paid for, until it can be read.
             self._unread.add(session_id)
@@ -615,17 +621,18 @@ class Adapter:
         response = _escalate(turn, task.decide(), task, local)
         if response is not None:
             return response
+        cause: BaseException | None = None
         try:
             response = local.reply()
         except Exception as error:
             cause = error.__cause__ or error
             if isinstance(cause, InterruptedError):
                 raise
+        # Not while it is handled: its words, which are the endpoint's, would be in the traceback of a fault of ours.
+        if cause is not None:
             turn.ledger.append(host.call_failed(self.clock(), cause, local.request))
             response = _escalate(turn, task.decide(), task, local)
-            if response is None:
-                raise
-            return response
+            return local.reply() if response is None else response
         used = host.usage_of(response)
         turn.local.add(used)
         if turn.config.policy.is_shadow:
@@ -717,24 +724,29 @@ class Adapter:
         if not session_id or session_id == old_id:
             return
         turn.session_id = session_id
-        self._rename(old_id, session_id)
+        self._rename([old_id], session_id)
+        self._rename_in_journal(old_id, session_id)
 
-    def _rename(self, old_id: str, new_id: str) -> None:
+    def _rename(self, old_ids: Sequence[str], new_id: str) -> None:
+        """Let what a session has in memory, under earlier ids of which the newest is first, go by its new id."""
         with self._lock:
             for turn in self._turns.values():
-                turn.account = new_id if turn.account == old_id else turn.account
-        self.ledgers.rename(old_id, new_id)
-        self.guard.rename(old_id, new_id)
-        self._typed_session = new_id if self._typed_session == old_id else self._typed_session
-        if old_id in self._parents:
-            self._parents[new_id] = self._parents.pop(old_id)
-        children = [child for child, parent in list(self._parents.items()) if parent == old_id]
+                turn.account = new_id if turn.account in old_ids else turn.account
+        for old_id in old_ids:
+            self.ledgers.rename(old_id, new_id)
+            self.guard.rename(old_id, new_id)
+            if old_id in self._unread:
+                self._unread.remove(old_id)
+                self._unread.add(new_id)
+            if old_id in self._parents:
+                self._parents[new_id] = self._parents.pop(old_id)
+        self._typed_session = new_id if self._typed_session in old_ids else self._typed_session
+        children = [child for child, parent in list(self._parents.items()) if parent in old_ids]
         self._parents.update(dict.fromkeys(children, new_id))
-        self._rename_in_journal(old_id, new_id)
 
     def _rename_in_journal(self, old_id: str, new_id: str) -> None:
         try:
-            self.journal.rename_session(old_id, new_id)
+            self.journal.rename_session([old_id], new_id)
         except JournalError:
             logger.exception("session=%s: what it spent stays under its old id %s", new_id, old_id)
 

@@ -56,9 +56,10 @@ def escalate(adapter: Adapter, raw_args: str, *, session_id: str) -> str:
         return "hermes-fallback is idle: there is no `model_routing` block in Hermes's config.yaml."
     if config.is_idle:
         return "hermes-fallback is switched off: `fallback_policy.enabled` is false in Hermes's config.yaml."
+    ledger = adapter.ledger(session_id)
     if word in {"", "auto"} and adapter.guard.has_given_up(session_id):
         return f"Not done.{_faults(adapter, session_id)}"
-    return _WORDS[word](adapter, config, adapter.ledger(session_id), session_id)
+    return _WORDS[word](adapter, config, ledger, session_id)
 
 
 def _now(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:

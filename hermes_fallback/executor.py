@@ -41,9 +41,12 @@ _OVERLAP_CHARS = 24
 _COUNT_MARGIN, _CLAUDE_MARGIN, _FRAME_TOKENS = 1.1, 1.6, 400
 # What an image takes at most, whatever its size: Claude's largest, 3.75 megapixels, at 750 a token; OpenAI's 2,500
 # patches, with `detail: original` 10,000, at 1.2 tokens each. litellm 1.105 says 85 where no `detail` is given, and
-# looks into the image, even by fetching it, where one is.
-_IMAGE_TOKENS, _ORIGINAL_IMAGE_TOKENS = 5_000, 12_000
+# looks into the image, even by fetching it, where one is. A usual one is Claude's 1.15 megapixels.
+_IMAGE_TOKENS, _ORIGINAL_IMAGE_TOKENS, _USUAL_IMAGE_TOKENS = 5_000, 12_000, 1_600
 _MOST_USD = 1e6  # nobody pays that for a call: an endpoint that says so is mistaken
+_ADVICE_OF_SILENCE = (
+    f"; if it needs longer before its first word, set timeout_seconds, to more than {USUAL_TIMEOUT_SECONDS:g}"
+)
 # Ours, for what the provider took no work up for. The client's own retries would go on behind our back after a call was
 # stopped and settled (and litellm 1.105 heeds them for OpenAI's chat alone); litellm's would repeat a 401 as well.
 _TRIES = 2
@@ -439,7 +442,7 @@ def _drain(
     heard = time.monotonic()
     # Who has it set longer knows a model that is silent for that long: one that reads slowly, or thinks unseen.
     patience = tier.timeout_seconds if tier.timeout_seconds > USUAL_TIMEOUT_SECONDS else _IDLE_SECONDS
-    speaking = True
+    silent = speaking = True
     while True:
         item = stream.next()
         if is_interrupted():
@@ -450,12 +453,15 @@ def _drain(
             raise ExecutionError(message, transient=True)
         if item is None:
             if now - heard > patience:
-                raise ExecutionError(f"{tier.name}: nothing came for {patience:g} s{_advice(stream)}", transient=True)
+                advice = _ADVICE_OF_SILENCE if silent else ""
+                raise ExecutionError(f"{tier.name}: nothing came for {patience:g} s{advice}", transient=True)
             continue
-        heard, patience = now, _IDLE_SECONDS
+        heard = now
         match item:
             case "chunk", chunk:
                 stream.chunks.append(chunk)
+                if silent and any(_pieces(chunk)):
+                    silent, patience = False, _IDLE_SECONDS
                 delta = chunk.choices[0].delta if chunk.choices else None
                 # As Hermes does it: text beside a tool call is shown until the call begins.
                 speaking = speaking and not getattr(delta, "tool_calls", None)
@@ -467,12 +473,6 @@ def _drain(
                 raise _execution_error(tier, error, stream) from None
             case _:
                 return
-
-
-def _advice(stream: _Stream) -> str:
-    if stream.chunks:
-        return ""
-    return f"; if it needs longer before its first word, set timeout_seconds, to more than {USUAL_TIMEOUT_SECONDS:g}"
 
 
 def _reply(stream: _Stream, tier: Tier, *, seconds: float) -> Reply:
@@ -549,8 +549,8 @@ def was_refused(error: Any) -> bool:
 
 
 def count_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
-    """Return the input tokens of a request: text as litellm counts it for the tier's model, and the most per image."""
-    return _text_tokens(tier, messages, tools) + _image_tokens(messages)
+    """Return about the input tokens of a request: text as litellm counts it for the tier's model, images as usual."""
+    return _text_tokens(tier, messages, tools) + _USUAL_IMAGE_TOKENS * len(_images(messages))
 
 
 def _text_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
@@ -566,11 +566,14 @@ def _text_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | Non
         return most_tokens({"messages": texts, "tools": tools or []}) or 0
 
 
-def _image_tokens(messages: Sequence[Any]) -> int:
+def _images(messages: Sequence[Any]) -> list[Any]:
     contents = [message.get("content") for message in messages]
     parts = [part for content in contents if isinstance(content, list) for part in content]
-    images = [part["image_url"] for part in parts if isinstance(part, dict) and part.get("image_url")]
-    details = [image.get("detail") if isinstance(image, dict) else None for image in images]
+    return [part["image_url"] for part in parts if isinstance(part, dict) and part.get("image_url")]
+
+
+def _most_image_tokens(messages: Sequence[Any]) -> int:
+    details = [image.get("detail") if isinstance(image, dict) else None for image in _images(messages)]
     return sum(_ORIGINAL_IMAGE_TOKENS if detail == "original" else _IMAGE_TOKENS for detail in details)
 
 
@@ -581,7 +584,7 @@ def worst_case(tier: Tier, handoff: Mapping[str, Any], *, at_most: int | None = 
     """
     if at_most is None:
         messages = handoff["messages"]
-        texts, images = _text_tokens(tier, messages, handoff.get("tools")), _image_tokens(messages)
+        texts, images = _text_tokens(tier, messages, handoff.get("tools")), _most_image_tokens(messages)
         at_most = int(texts * (_CLAUDE_MARGIN if "claude" in tier.model.lower() else _COUNT_MARGIN)) + images
         counted = texts + images
     else:
@@ -645,18 +648,20 @@ def _cost(litellm: Any, response: Any, tier: Tier) -> float | None:
     tokens_in, tokens_out = told_tokens(usage, "prompt_tokens"), told_tokens(usage, "completion_tokens")
     if tokens_in is None or tokens_out is None:
         return None
+    details = getattr(usage, "prompt_tokens_details", None)
+    told = [(details, "cached_tokens"), (usage, "cache_read_input_tokens"), (usage, "cache_creation_input_tokens")]
+    cached = [count for count in (getattr(holder, name, None) for holder, name in told) if isinstance(count, int)]
+    if not all(0 <= count <= tokens_in for count in cached):
+        return cost(tier, tokens_in, tokens_out)  # which cannot be true
     if tier.price is not None:
-        cached = told_tokens(getattr(usage, "prompt_tokens_details", None), "cached_tokens")
-        return tier.price.of(tokens_in, tokens_out, cached_tokens=cached or 0)
+        return tier.price.of(tokens_in, tokens_out, cached_tokens=told_tokens(details, "cached_tokens") or 0)
     # What a litellm proxy booked, or OpenRouter, under whatever name the model goes there.
     booked = getattr(usage, "cost", None)
     if isinstance(booked, int | float) and not isinstance(booked, bool) and 0 < booked < _MOST_USD:
         return float(booked)
     try:
-        cost = litellm.completion_cost(
-            completion_response=response, model=tier.model, custom_llm_provider=tier.provider
-        )
-        return _known(litellm, float(cost), tier.provider, tier.model)
+        usd = litellm.completion_cost(completion_response=response, model=tier.model, custom_llm_provider=tier.provider)
+        return _known(litellm, float(usd), tier.provider, tier.model)
     except Exception:  # noqa: BLE001  # litellm raises a plain Exception for a model that its price map lacks
         return None
 

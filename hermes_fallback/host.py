@@ -161,19 +161,30 @@ def compressed_from(session_id: str) -> list[str]:
         return []
     database = SessionDB(path, read_only=True)
     try:
-        ids = [session_id]
+        ids: list[str] = []
+        session = database.get_session(session_id) or {}
         while True:
-            parent = str((database.get_session(ids[-1]) or {}).get("parent_session_id") or "")
-            # A sub-agent's session and a branch have a parent, too.
-            if parent in {"", *ids} or (database.get_session(parent) or {}).get("end_reason") != "compression":
-                return ids[1:]
-            ids.append(parent)
+            parent = database.get_session(str(session.get("parent_session_id") or "")) or {}
+            if not _goes_on(parent, session) or parent["id"] in ids:
+                return ids
+            ids.append(parent["id"])
+            session = parent
     except sqlite3.OperationalError as error:
         if "no such table" in str(error):
             return []  # other parts of Hermes keep things in the file, too
         raise
     finally:
         database.close()
+
+
+def _goes_on(parent: Mapping[str, Any], session: Mapping[str, Any]) -> bool:
+    """Tell whether a session is its parent, compressed: a branch, too, may have a parent that was compressed later."""
+    marks = str(session.get("model_config") or "")
+    return (
+        parent.get("end_reason") == "compression"
+        and (session.get("started_at") or 0.0) >= (parent.get("ended_at") or 0.0)
+        and not any(mark in marks for mark in ("_branched_from", "_delegate_from"))
+    )
 
 
 def _recorded(row: Mapping[str, Any]) -> dict[str, Any]:

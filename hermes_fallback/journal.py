@@ -398,21 +398,22 @@ class Journal:
             row = connection.execute("SELECT is_off FROM switches WHERE session_id = ?", (session_id,)).fetchone()
         return row is not None and bool(row[0])
 
-    def rename_session(self, old_id: str, new_id: str) -> None:
-        """Let a session's rows go by its new id.
+    def rename_session(self, old_ids: Sequence[str], new_id: str) -> None:
+        """Let the rows that a session has under earlier ids, of which the newest is first, go by its new id.
 
         Raises:
             JournalError: the file cannot be written.
         """
         if not self.is_begun():
             return
+        # The oldest first, so that the switch that was thrown last stands.
+        names = [(new_id, old_id) for old_id in reversed(old_ids)]
         with self._connection() as connection:
-            for table in ("escalations", "tasks"):
-                connection.execute(
-                    f"UPDATE {table} SET session_id = ? WHERE session_id = ?",  # noqa: S608  # one of the two above
-                    (new_id, old_id),
+            for table in ("escalations", "tasks", "switches"):
+                connection.executemany(
+                    f"UPDATE OR REPLACE {table} SET session_id = ? WHERE session_id = ?",  # noqa: S608  # one of the three
+                    names,
                 )
-            connection.execute("UPDATE OR REPLACE switches SET session_id = ? WHERE session_id = ?", (new_id, old_id))
 
     def entries(self, *, session_id: str | None = None, turn_id: str | None = None, last: int = 20) -> Sequence[Entry]:
         """Return the newest escalations, newest first: all, a session's, or those with calls in a turn.

@@ -129,7 +129,8 @@ class Ledgers:
 
     def known(self, session_id: str) -> bool:
         """Tell whether the session has a ledger."""
-        return session_id in self._by_session
+        with self._lock:
+            return session_id in self._by_session
 
     def forget(self, session_id: str) -> None:
         """Drop a session that ended."""

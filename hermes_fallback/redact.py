@@ -253,12 +253,15 @@ def _names_secret(name: str, value: str, *, quoted: bool) -> bool:
     return bool(_IS_KEY.search(name)) and 16 <= len(value) <= 1000 and _RANDOM.fullmatch(value) is not None
 
 
-# How programs write letters that are not ASCII: JSON an ä as \u00e4, git as \303\244, Python its bytes as \xc3\xa4, an
-# address as %C3%A4. In JSON, each backslash is two.
+# How programs write letters that are not ASCII: JSON an ä as \u00e4, git as \303\244, Python as \xe4 or its bytes as
+# \xc3\xa4, an address as %C3%A4. In JSON, each backslash is two. Of thousands in a row none is looked at twice.
+_BACKSLASHES = r"(?<!\\)\\++"
 _ESCAPED = re.compile(
-    r"(?P<utf16>(?:\\+u[0-9a-f]{4})+)|(?P<octal>(?:\\+[0-3][0-7]{2})+)|(?P<hex>(?:(?:\\+x|%)[0-9a-f]{2})+)",
-    re.IGNORECASE,
+    rf"(?P<utf16>(?:{_BACKSLASHES}u[0-9a-fA-F]{{4}})+)|(?P<utf32>{_BACKSLASHES}U[0-9a-fA-F]{{8}})"
+    rf"|(?P<octal>(?:{_BACKSLASHES}[0-3][0-7]{{2}})+)|(?P<hex>(?:(?:{_BACKSLASHES}x|%)[0-9a-fA-F]{{2}})+)"
 )
+_PATH_CHARS = 4096
+"""No system has longer paths (Linux's PATH_MAX); to look for a pattern in a longer piece could take for ever."""
 _PATH_SPLIT = re.compile(r"""(?<!\\)\\[nrt"]|[\s"'`<>|,;:()\[\]{}=]+""")
 
 
@@ -285,9 +288,15 @@ def _forms(text: str) -> Iterator[str]:
 
 def _unescaped(match: re.Match[str]) -> str:
     if match["utf16"]:
-        return bytes.fromhex("".join(re.findall(r"u(.{4})", match[0], re.IGNORECASE))).decode("utf-16-be", "replace")
+        return bytes.fromhex("".join(re.findall(r"u(.{4})", match[0]))).decode("utf-16-be", "replace")
+    if match["utf32"]:
+        return bytes.fromhex(match[0][-8:]).decode("utf-32-be", "replace")
     numbers = re.findall(r"[0-3][0-7]{2}", match[0]) if match["octal"] else re.findall(r"[0-9a-fA-F]{2}", match[0])
-    return bytes(int(number, 8 if match["octal"] else 16) for number in numbers).decode("utf-8", "replace")
+    written = bytes(int(number, 8 if match["octal"] else 16) for number in numbers)
+    try:
+        return written.decode()
+    except UnicodeDecodeError:
+        return written.decode("latin-1")  # Python writes the letters up to ÿ so
 
 
 def _folded(text: str) -> str:
@@ -304,7 +313,9 @@ def _matches(pattern: str, texts: Sequence[str], paths: Iterable[str]) -> bool:
 
 def _glob(pattern: str) -> str:
     names = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    pieces = re.split(r"(\*\*/|\*\*|\*|\?)", pattern.removeprefix("~").strip("/"))
+    # It fits behind any folder anyhow; two places for any folders would be tried in all pairs.
+    pattern = re.sub(r"\A(?:\*\*/)+", "", pattern.removeprefix("~").strip("/"))
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
     return "".join(names.get(piece) or re.escape(piece) for piece in pieces)
 
 
@@ -337,4 +348,6 @@ def _strings(value: Any) -> Iterator[str]:
 def _paths(text: str) -> Iterator[str]:
     """Yield all that could be a path: words, and whole lines, for paths may have spaces in them."""
     for piece in (*_PATH_SPLIT.split(text), *re.split(r"(?<!\\)\\n|\n", text)):
+        if len(piece) > _PATH_CHARS:
+            continue
         yield re.sub(r"\\+", "/", piece.strip()).rstrip("/.")

@@ -38,7 +38,8 @@ class Answer:
 
     `cut_after` closes the connection after so many characters of text and arguments; `garbled_after` sends the event
     that comes then as half of its JSON; `error_after` sends the provider's own error event then, and ends.
-    `hold_seconds` waits between two pieces of text; `headers_after` waits before the status line.
+    `hold_seconds` waits between two pieces of text; `headers_after` waits before the status line,
+    `text_after` before the first of them.
     `raw` goes out as it is instead of all that, and `reset` then ends the connection with a TCP reset.
     `usage` counts all input and output tokens; `cached` is how much of the input was read from the prompt cache;
     without `tells_usage`, a stream ends without either, as those of some local servers do. `cost` is what a
@@ -56,6 +57,7 @@ class Answer:
     error_after: int | None = None
     hold_seconds: float = 0.0
     headers_after: float = 0.0
+    text_after: float = 0.0
     raw: bytes | None = None
     reset: bool = False
     usage: tuple[int, int] = (100, 20)
@@ -264,6 +266,8 @@ class Endpoint:
             garbled = garbled_after is not None and sent >= garbled_after and bool(event.piece)
             if garbled:
                 garbled_after = None
+            if event.piece and not sent:
+                time.sleep(answer.text_after)
             handler.wfile.write(event.encoded(garbled=garbled))
             handler.wfile.flush()
             sent += len(event.piece)

@@ -148,8 +148,11 @@ def test_a_tier_may_be_silent_for_as_long_as_the_user_says(monkeypatch: pytest.M
     slow = say("a text " * 3, headers_after=1.5)
     with pytest.raises(ExecutionError, match=r"nothing came for 0\.5 s; if it needs longer before its first word, set"):
         ask(slow, monkeypatch=monkeypatch, timeout_seconds=300)
-    _, texts, _ = ask(slow, monkeypatch=monkeypatch, timeout_seconds=301)
-    assert "".join(texts) == "a text " * 3
+    # Some begin with a word on who speaks, and think then.
+    slow_after_its_role = say("a text " * 3, text_after=1.5)
+    for answer in (slow, slow_after_its_role):
+        _, texts, _ = ask(answer, monkeypatch=monkeypatch, timeout_seconds=301)
+        assert "".join(texts) == "a text " * 3
     with pytest.raises(ExecutionError, match=r"nothing came for 0\.5 s$"):
         ask(say("a text that stalls", hold_seconds=3), monkeypatch=monkeypatch, timeout_seconds=301)
 

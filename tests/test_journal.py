@@ -546,3 +546,15 @@ def test_columns_hold_no_content(tmp_path: Path) -> None:
         "forgotten": ["at", "cost_usd"],
         "switches": ["session_id", "is_off"],
     }
+
+
+@pytest.mark.parametrize("is_off", [True, False])
+def test_the_switch_that_was_thrown_last_stands(tmp_path: Path, is_off: bool) -> None:  # noqa: FBT001
+    """Of a session that had several ids, one after the other, the newest says whether it is off."""
+    journal = Journal(tmp_path)
+    journal.set_off("newest", is_off=is_off)
+    journal.set_off("oldest", is_off=not is_off)
+    journal.rename_session(["newest", "middle", "oldest"], "now")
+    assert journal.is_off("now") == is_off
+    assert not journal.is_off("newest")
+    assert not journal.is_off("oldest")

@@ -234,6 +234,8 @@ MATCHES = [
     ("**/Verträge", {}, repr("my/Verträge/a.pdf".encode()), True),
     ("**/Verträge", {}, "https://host/Vertr%c3%a4ge/a.pdf", True),
     ("geheim 🙂", {}, json.dumps("geheim 🙂"), True),
+    ("geheim 🙂", {}, ascii("geheim 🙂"), True),
+    ("**/Verträge", {}, ascii("my/Verträge/a.pdf"), True),
     ("Verträge", {}, "C:\\Vertr\\users\\303\\x9 \\ud800 100%aber", False),
 ]  # fmt: skip
 
@@ -247,6 +249,12 @@ def test_never_send(pattern: str, arguments: dict[str, str], result: str, *, mat
         {"role": "tool", "tool_call_id": "1", "content": result},
     ]
     assert never_send_match(messages, ["nothing", pattern]) == (pattern if matches else None)
+
+
+@pytest.mark.parametrize("run", ["\\", "\\u", "%", "\\x", "\\3"])
+def test_never_send_takes_no_longer_for_a_run_of_backslashes(run: str) -> None:
+    """A model that cannot stop may write them without end: each is looked at once (one at a time took minutes)."""
+    assert never_send_match([said(run * 100_000)], ["falcon", "**/falcon"]) is None
 
 
 def test_never_send_looks_at_messages_of_any_shape() -> None:

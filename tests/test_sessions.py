@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import time
 from typing import Any
 
 import pytest
 
 from hermes_fallback import host, ledger
+from hermes_fallback.policy import is_off
 from tests.endpoints import Answer, Endpoint, call, fail, in_order, say
 from tests.test_escalation import ALL_TRIGGERS, TEXT_CALL, missing, rows
 from tests.world import ISSUE_BLOCK, MODEL, Screen, World, log_of
@@ -168,15 +170,57 @@ def test_off_and_budget_stay_when_the_context_is_compressed_between_turns(
 
 @pytest.mark.usefixtures("world")
 def test_a_branch_is_a_session_of_its_own() -> None:
-    """It has a parent, too, but what was said and spent there stays there."""
+    """It has a parent, too, even one that was compressed later; but what was said and spent there stays there."""
     from hermes_state import SessionDB  # noqa: PLC0415  # only here
 
     database = SessionDB()
-    for name, parent in (("trunk", None), ("branch", "trunk")):
-        database.create_session(name, "cli", model=MODEL, parent_session_id=parent)
-        database.end_session(name, "branched")
-    assert host.compressed_from("branch") == []
-    assert host.compressed_from("unheard of") == []
+    database.create_session("trunk", "cli", model=MODEL)
+    database.create_session("old branch", "cli", model=MODEL, parent_session_id="trunk")
+    database.end_session("trunk", "compression")
+    for name, marks in (
+        ("branch", {"_branched_from": "trunk"}),
+        ("child", {"_delegate_from": "trunk"}),
+        ("next", None),
+    ):
+        database.create_session(name, "cli", model=MODEL, parent_session_id="trunk", model_config=marks)
+    database.end_session("next", "compression")
+    database.create_session("last", "cli", model=MODEL, parent_session_id="next")
+    assert host.compressed_from("next") == ["trunk"]
+    assert host.compressed_from("last") == ["next", "trunk"]
+    for name in ("old branch", "branch", "child", "unheard of"):
+        assert host.compressed_from(name) == []
+
+
+def test_off_stays_when_hermes_cannot_say_what_a_session_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its record is held by another program, nothing is paid until it can be read; then all is as it was."""
+    reads = host.compressed_from
+
+    def held(_: str) -> list[str]:
+        message = "database is locked"
+        raise sqlite3.OperationalError(message)
+
+    for name in ("left off", "left on"):
+        world.adapter.journal.set_off(f"{name} before", is_off=name == "left off")
+        monkeypatch.setattr(host, "compressed_from", held)
+        assert is_off(world.adapter.ledger(name).events())
+        monkeypatch.setattr(host, "compressed_from", lambda asked: [f"{asked} before"])
+        world.ask(agent=world.agent(session_id=name))
+        assert is_off(world.adapter.ledger(name).events()) == (name == "left off")
+    monkeypatch.setattr(host, "compressed_from", reads)
+
+
+def test_faults_go_with_the_session(world: World) -> None:
+    """Five of them stay five under a new id, and /escalate knows it at once."""
+    world.local.script = in_order([say("fine")])
+    agent = world.agent()
+    world.ask(agent=agent)
+    for _ in range(5):
+        world.adapter.guard.note("llm_execution", agent.session_id, ValueError("a bug"))
+    assert world.adapter.guard.is_news(agent.session_id)
+    world.adapter._rename([agent.session_id], "another")  # noqa: SLF001
+    assert world.adapter.guard.has_given_up("another")
+    assert not world.adapter.guard.is_news("another")
+    assert world.command("").startswith("Not done.")
 
 
 def test_resumed_session_is_off_and_knows_what_it_spent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,9 +256,12 @@ def test_off_before_the_first_message_is_kept(world: World) -> None:
 def test_sessions_that_nobody_ends_are_forgotten_in_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of those of cron, Hermes does not say that they are over; what the user said to one of long ago is on disk."""
     monkeypatch.setattr(ledger, "MAX_SESSIONS", 3)
+    monkeypatch.setattr("hermes_fallback.adapter._LONGEST_TURN_SECONDS", 0.0)
     agent = world.agent()
     world.ask(agent=agent)
     world.command("off")
+    # Hermes does not say of a turn that failed that it is over, either.
+    world.local.script = in_order([fail(401)])
     for _ in range(5):
         world.ask(agent=world.agent(platform="cron"))
     adapter = world.adapter
