@@ -652,7 +652,7 @@ def _cost(litellm: Any, response: Any, tier: Tier) -> float | None:
     told = [(details, "cached_tokens"), (usage, "cache_read_input_tokens"), (usage, "cache_creation_input_tokens")]
     cached = [count for count in (getattr(holder, name, None) for holder, name in told) if isinstance(count, int)]
     if not all(0 <= count <= tokens_in for count in cached):
-        return cost(tier, tokens_in, tokens_out)  # which cannot be true
+        return cost(tier, tokens_in, tokens_out)  # nobody reads more from a cache than there is
     if tier.price is not None:
         return tier.price.of(tokens_in, tokens_out, cached_tokens=told_tokens(details, "cached_tokens") or 0)
     # What a litellm proxy booked, or OpenRouter, under whatever name the model goes there.
