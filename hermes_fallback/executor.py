@@ -561,8 +561,9 @@ def _text_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | Non
         # property of the type `array` that does not say of what, which is valid (1.105.3).
         written = json.dumps(tools, ensure_ascii=False, separators=(",", ":"), default=str) if tools else ""
         return int(count(model=model, messages=texts)) + int(count(model=model, text=written))
-    except Exception:
-        logger.warning("%s: tokens cannot be counted, and a byte is taken for one", tier.name, exc_info=True)
+    except Exception as error:  # noqa: BLE001  # of any kind; what it says may quote the conversation
+        words = "%s: tokens cannot be counted, and a byte is taken for one [%s]"
+        logger.warning(words, tier.name, type(error).__name__)
         return most_tokens({"messages": texts, "tools": tools or []}) or 0
 
 

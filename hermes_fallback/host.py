@@ -12,6 +12,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,13 +125,9 @@ def recorded_sessions(*, hours: int) -> Iterator[RecordedSession]:
 
     Sub-agents' sessions are among them; a conversation that was compressed is two sessions to Hermes, and so to us.
     """
-    from hermes_state import DEFAULT_DB_PATH, SessionDB  # noqa: PLC0415  # only there when Hermes runs
-
-    path = hermes_home() / Path(DEFAULT_DB_PATH).name
-    if not path.exists():
-        return
-    database = SessionDB(path, read_only=True)
-    try:
+    with _session_database() as database:
+        if database is None:
+            return
         since = time.time() - 3600 * hours
         sessions = database.list_sessions_rich(limit=-1, include_children=True, project_compression_tips=False)
         for session in sessions:
@@ -144,8 +141,6 @@ def recorded_sessions(*, hours: int) -> Iterator[RecordedSession]:
                 [_recorded(row) for row in database.get_messages(session["id"])],
                 read // calls if calls and read else None,
             )
-    finally:
-        database.close()
 
 
 def compressed_from(session_id: str) -> list[str]:
@@ -154,27 +149,35 @@ def compressed_from(session_id: str) -> list[str]:
     Raises:
         sqlite3.Error: Hermes's record of its sessions cannot be read.
     """
+    ids: list[str] = []
+    with _session_database() as database:
+        if database is None:
+            return ids
+        try:
+            session = database.get_session(session_id) or {}
+            while True:
+                parent = database.get_session(str(session.get("parent_session_id") or "")) or {}
+                if not _goes_on(parent, session) or parent["id"] in ids:
+                    return ids
+                ids.append(parent["id"])
+                session = parent
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):
+                return ids  # other parts of Hermes keep things in the file, too
+            raise
+
+
+@contextmanager
+def _session_database() -> Iterator[Any]:
+    """Open Hermes's record of its sessions to read it; None when there is none."""
     from hermes_state import DEFAULT_DB_PATH, SessionDB  # noqa: PLC0415  # only there when Hermes runs
 
     path = hermes_home() / Path(DEFAULT_DB_PATH).name
     if not path.exists():
-        return []
-    database = SessionDB(path, read_only=True)
-    try:
-        ids: list[str] = []
-        session = database.get_session(session_id) or {}
-        while True:
-            parent = database.get_session(str(session.get("parent_session_id") or "")) or {}
-            if not _goes_on(parent, session) or parent["id"] in ids:
-                return ids
-            ids.append(parent["id"])
-            session = parent
-    except sqlite3.OperationalError as error:
-        if "no such table" in str(error):
-            return []  # other parts of Hermes keep things in the file, too
-        raise
-    finally:
-        database.close()
+        yield None
+        return
+    with closing(SessionDB(path, read_only=True)) as database:
+        yield database
 
 
 def _goes_on(parent: Mapping[str, Any], session: Mapping[str, Any]) -> bool:

@@ -82,16 +82,22 @@ def test_a_failure_at_every_line(world: World, caplog: pytest.LogCaptureFixture,
     assert world.ask("get stuck", agent=agent)["final_response"] == "paid answer"
 
 
-def test_enough_is_enough(world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """After five faults we are off in that session, say so on the screen, in the log and in status, and in no other."""
+def broken(*_: object, **__: object) -> None:
+    """A part of ours with a bug in it."""
+    message = "a bug"
+    raise ValueError(message)
 
-    def broken(*_: object, **__: object) -> None:
-        message = "a bug"
-        raise ValueError(message)
 
+def watched_and_stuck(world: World) -> tuple[Any, Screen]:
+    """An agent whose local model gets stuck in each task, and its screen."""
     world.local.script = stuck_each_task
     screen = Screen()
-    agent = world.agent(screen=screen)
+    return world.agent(screen=screen), screen
+
+
+def test_enough_is_enough(world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """After five faults we are off in that session, say so on the screen, in the log and in status, and in no other."""
+    agent, screen = watched_and_stuck(world)
     with monkeypatch.context() as patched:
         patched.setattr("hermes_fallback.handoff.build", broken)
         answers = [world.ask("get stuck", agent=agent)["final_response"] for _ in range(MOST + 2)]
@@ -112,14 +118,7 @@ def test_enough_is_enough(world: World, monkeypatch: pytest.MonkeyPatch, caplog:
 
 def test_enough_faults_of_hooks_are_enough(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Faults that no model call meets are said on the screen all the same, once, when the next call is made."""
-
-    def broken(*_: object, **__: object) -> None:
-        message = "a bug"
-        raise ValueError(message)
-
-    world.local.script = stuck_each_task
-    screen = Screen()
-    agent = world.agent(screen=screen)
+    agent, screen = watched_and_stuck(world)
     monkeypatch.setattr("hermes_fallback.host.tool_event", broken)
     answers = [world.ask("get stuck", agent=agent)["final_response"] for _ in range(4)]
     assert answers == ["local answer"] * 4

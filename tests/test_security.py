@@ -412,6 +412,24 @@ def test_a_fault_of_ours_while_a_provider_quotes_the_key(
     assert leaks([caplog.text]) == []
 
 
+def test_a_fault_of_ours_while_the_local_endpoint_fails(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its traceback has no words of that endpoint's, either, which may be anybody's."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise KeyError("a fault")
+
+    monkeypatch.setattr("hermes_fallback.host.call_failed", fails)
+    world.local.script = in_order([fail(401, "words of the endpoint")])
+    world.ask()
+    (trace,) = [
+        record.exc_text for record in caplog.records if record.name == "hermes_fallback.guard" and record.exc_info
+    ]
+    assert "KeyError: 'a fault'" in str(trace)
+    assert "words of the endpoint" not in str(trace)
+
+
 def test_a_key_of_somebody_elses(world: World) -> None:
     """A provider may name one that is not in this environment: it is known by its form, or as a litellm proxy's hash."""
     others = ("sk-of-another-4f5e6d7c", "AIzaSyA-0123456789", "ab" * 32)

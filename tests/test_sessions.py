@@ -193,7 +193,6 @@ def test_a_branch_is_a_session_of_its_own() -> None:
 
 def test_off_stays_when_hermes_cannot_say_what_a_session_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where its record is held by another program, nothing is paid until it can be read; then all is as it was."""
-    reads = host.compressed_from
 
     def held(_: str) -> list[str]:
         message = "database is locked"
@@ -206,7 +205,6 @@ def test_off_stays_when_hermes_cannot_say_what_a_session_was(world: World, monke
         monkeypatch.setattr(host, "compressed_from", lambda asked: [f"{asked} before"])
         world.ask(agent=world.agent(session_id=name))
         assert is_off(world.adapter.ledger(name).events()) == (name == "left off")
-    monkeypatch.setattr(host, "compressed_from", reads)
 
 
 def test_faults_go_with_the_session(world: World) -> None:
