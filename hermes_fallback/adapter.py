@@ -15,19 +15,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import commands, executor, explain, handoff, host, kinds, self_check, shadow, signs
-from . import config as configuration
-from .budget import Usage
-from .config import Config, ConfigError
+from . import commands, executor, explain, handoff, host, kinds, lazy_litellm, self_check, shadow, signs
+from .config import Config
 from .escalation import HAND_OVER, Stopped, escalate, host_answered
 from .events import (
     ConsentGiven,
     ConsentRefused,
-    Escalated,
     EscalationRequested,
     Event,
     ReplyAccepted,
@@ -40,16 +36,18 @@ from .events import (
     TypeMatched,
     is_telling,
 )
-from .executor import ExecutionError, Interrupted
+from .executor import Interrupted
 from .guard import MOST, Guard
 from .journal import Journal, JournalError
 from .ledger import Ledger, Ledgers
-from .live import Chat, LiveAgent, cli_session_id, find_agent, find_chat
-from .names import Names
+from .live import Chat, cli_session_id, find_chat
 from .policy import Decision, Escalate, Stay, holding, is_off, is_refused
-from .replies import LocalReply, Tools, inspect, offered
+from .provider_errors import ExecutionError
+from .replies import LocalReply, inspect, offered
+from .settings import Settings
 from .task import SIGN, Consent, Task
 from .triggers import OF_ANSWERS, may_be_replaced
+from .turn import LocalCall, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -70,102 +68,14 @@ _NOBODY_TYPES = frozenset({"api_server", "cron", "subagent", "webhook"})
 _LONGEST_TURN_SECONDS = 43_200.0
 """A turn that began longer ago, and of whose end Hermes has said nothing, has most likely failed."""
 
+_LONGEST_TURN_SECONDS = 43_200.0
+"""A turn that began longer ago, and of whose end Hermes has said nothing, has most likely failed."""
+
+_LONGEST_TURN_SECONDS = 43_200.0
+"""A turn that began longer ago, and of whose end Hermes has said nothing, has most likely failed."""
+
 # Surfaces that belong to the owner of the machine, or of its API key; on any other, someone in a chat has written.
 _OWNERS = frozenset({"", "acp", "api_server", "cli", "cron", "desktop", "tui"})
-
-
-@dataclass(slots=True)
-class Tally:
-    """What the local model did in a turn; tokens are those of the calls whose endpoint told them."""
-
-    calls: int = 0
-    untold: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-
-    def add(self, used: Usage) -> None:
-        """Count one more call."""
-        self.calls += 1
-        if used.input_tokens is None or used.output_tokens is None:
-            self.untold += 1
-            return
-        self.input_tokens += used.input_tokens
-        self.output_tokens += used.output_tokens
-
-
-@dataclass(slots=True)
-class Turn:
-    """A running turn: which session it belongs to, and the configuration that holds for it.
-
-    `account` and `task_id` are the session and the turn that pay: those of a sub-agent's parent.
-    """
-
-    session_id: str
-    turn_id: str
-    platform: str
-    model: str
-    config: Config
-    ledger: Ledger
-    journal: Journal
-    account: str
-    task_id: str
-    message: str
-    may_spend: bool
-    steers: set[str]
-    """The `/steer escalate` that were seen."""
-    began: float
-    names: Names = field(default_factory=Names)
-    task_type: str = ""
-    type_reason: str = ""
-    is_typed: bool = False
-    """Whether its type was looked for: at its first call, when its tools are known."""
-    local: Tally = field(default_factory=Tally)
-    base_url: str = ""
-    """Where the local model answers; known from the turn's first call on."""
-    live: LiveAgent = field(default_factory=lambda: LiveAgent(None))
-    offered: tuple[object, Tools] = (None, Tools())
-    """The tools of the last request, and what was read out of them."""
-    deaf: bool = False
-    """Whether a `/steer escalate` in it is not heeded: who said it may not, or nobody did."""
-    spoken: str | None = None
-    """What a command that arrived as a message is answered with, in the model's place."""
-    has_asked: bool = False
-    """Whether a stronger model was to be asked in it: only then is there a sum to be told."""
-    handed_over: Escalated | None = None
-    """The escalation by which Hermes's own fallback providers have this turn."""
-
-
-@dataclass(slots=True)
-class Settings:
-    """The configuration in force; read anew at each user message, checked anew when the block changed."""
-
-    read: Callable[[], tuple[object, bool]]
-    _seen: tuple[object, bool] = (None, False)
-    config: Config | None = None
-    faults: tuple[str, ...] = ()
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def refresh(self) -> Config | None:
-        """Return the configuration, or None when there is no block or a faulty one (which is logged once)."""
-        # One at a time, reading too: chats start their turns at once, and an older configuration must not come back.
-        with self._lock:
-            seen = self.read()
-            if seen != self._seen:
-                self._seen, self.config, self.faults = seen, None, ()
-                self._parse(*seen)
-            return self.config
-
-    def _parse(self, block: object, host_has_chain: object) -> None:
-        if block is None:
-            return
-        try:
-            self.config = configuration.parse(block, host_has_chain=bool(host_has_chain))
-        except ConfigError as error:
-            self.faults = error.faults
-            logger.error(  # noqa: TRY400  # the faults are the user's; a traceback would bury them
-                "hermes-fallback is not active, for its configuration has faults:\n%s\nRun `hermes escalation check`.",
-                error,
-            )
 
 
 class Adapter:
@@ -285,7 +195,7 @@ class Adapter:
         ledger.append(*[TurnEnded(now)] * len(unended), TurnStarted(now, turn_id, model, said))
         if config.policy.self_check:
             # It is asked through litellm, at the end of every task.
-            executor.warm([self_check.tier(model, "", None)])
+            lazy_litellm.warm([self_check.tier(model, "", None)])
         # Not a sub-agent's: what it is told comes from a model, and no model may spend.
         if session_id not in self._parents:
             self._hear(turn, user_message)
@@ -422,7 +332,7 @@ class Adapter:
             return
         turn.ledger.append(event)
         if is_telling(event):
-            executor.warm(turn.config.ladder)
+            lazy_litellm.warm(turn.config.ladder)
 
     def transform_llm_output(self, *, response_text: str = "", session_id: str = "", **_: object) -> str | None:
         """The turn's answer is about to be shown: add who gave it, where no line on the screen says so."""
@@ -658,7 +568,7 @@ class Adapter:
         fault = inspect(reply, turn.offered[1])
         if fault is not None:
             turn.ledger.append(ReplyInvalid(self.clock(), fault.kind, fault.ends_turn))
-            executor.warm(turn.config.ladder)
+            lazy_litellm.warm(turn.config.ladder)
             decision = task.decide()
             return decision if isinstance(decision, Escalate) else None
         accepted = ReplyAccepted(self.clock(), not reply.calls, host.reply_signs(reply, local.request))
@@ -796,43 +706,6 @@ class Adapter:
         with self._lock:
             for id_ in [id_ for id_, turn in self._turns.items() if turn.session_id == session_id]:
                 del self._turns[id_]
-
-
-class LocalCall:
-    """The host's one call of the local model: made at most once, its outcome kept for whoever asks again."""
-
-    def __init__(self, next_call: Callable[..., Any], request: Mapping[str, Any]) -> None:
-        self.request = request
-        self.error: Exception | None = None
-        self._next_call = next_call
-        self._used = False
-        self._replied = False
-        self._response: Any = None
-
-    @functools.cached_property
-    def live(self) -> LiveAgent:
-        """The agent that makes this call, as far as it can be found."""
-        return find_agent(self._next_call)
-
-    def reply(self) -> Any:
-        """Return what the local model says, or raise what the host's call raised."""
-        if self.error is not None:
-            raise self.error
-        if not self._replied:
-            try:
-                self._response = self.send(self.request)
-            except Exception as error:
-                self.error = error
-                raise
-            self._replied = True
-        return self._response
-
-    def send(self, request: Mapping[str, Any]) -> Any:
-        """Send a request to the local endpoint: through the host's `next_call` while that can be used."""
-        if self._used:
-            return self.live.call_again(request)
-        self._used = True
-        return self._next_call(dict(request))
 
 
 def _escalate(turn: Turn, decision: Decision, task: Task, local: LocalCall) -> Any | None:

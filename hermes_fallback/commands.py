@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from . import budget, executor, explain
+from . import budget, explain, lazy_litellm
 from .config import Config
 from .events import EscalationRequested, SwitchedAuto, SwitchedOff
 from .explain import plain
@@ -72,7 +72,7 @@ def _now(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> s
     ledger.append(EscalationRequested(adapter.clock()))
     if config.policy.is_shadow:
         return f"Noted, but `enabled: shadow` pays for nothing: the local model goes on.{_unless(config)}"
-    executor.warm(config.ladder)
+    lazy_litellm.warm(config.ladder)
     when = "from its next step on" if adapter.is_running(session_id) else "with your next message"
     return f"{plain(config.ladder[0].name)} takes over {when}, until that task is done.{_unless(config)}"
 

@@ -103,7 +103,12 @@ class Tier:
     @property
     def name(self) -> str:
         """The name that people see: `openai/gpt-5.4`, or the bare model for one on the local endpoint."""
-        return self.model if self.provider in {PRIMARY, HERMES} else f"{self.provider}/{self.model}"
+        return self.model if self.provider in {PRIMARY, HERMES} else self.litellm_name
+
+    @property
+    def litellm_name(self) -> str:
+        """The model as litellm names it."""
+        return f"{self.provider}/{self.model}"
 
     @property
     def is_litellm(self) -> bool:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import executor, explain, handoff, shadow, spending
+from . import executor, explain, handoff, prices, shadow, spending
 from .budget import Usage, WorstCase, told_tokens
 from .config import HERMES, PRIMARY, Tier
 from .events import ConsentRefused, EscalationFailed, TierReplied
-from .executor import BudgetExceeded, ExecutionError, Interrupted, Reply
+from .executor import Interrupted, Reply
 from .journal import JournalError, Reserved
 from .policy import Decision, Escalate
+from .provider_errors import BudgetExceeded, ExecutionError, was_refused
 from .redact import never_send_match
 from .spending import NotPermitted
 from .task import SIGN, Task
@@ -161,7 +162,7 @@ def host_answered(task: Task, ask: Callable[[], Any], *, tier: int, journal_id: 
     tokens_in = told_tokens(usage, "prompt_tokens", "input_tokens")
     tokens_out = told_tokens(usage, "completion_tokens", "output_tokens")
     task.ledger.append(TierReplied(task.clock(), tier))
-    usd = executor.price(provider, model, tokens_in, tokens_out)
+    usd = prices.price(provider, model, tokens_in, tokens_out)
     used = Usage(tokens_in, tokens_out, usd)
     _close(task, call, "answered", seconds=task.clock() - started, used=used)
     return response
@@ -190,7 +191,7 @@ def _hand_over(decision: Escalate, task: Task, tier: Tier, *, reason: str) -> ob
 
 def _prepare(tier: Tier, task: Task, request: Mapping[str, Any], reason: str) -> _Prepared:
     if tier.provider == PRIMARY:
-        worst = executor.worst_case(tier, request) if tier.price else None
+        worst = prices.worst_case(tier, request) if tier.price else None
         return _Prepared(worst, lambda most: _call_primary(replace(tier, max_tokens=most), task, request))
     abilities = executor.abilities(tier)
     prepared = handoff.build(
@@ -201,7 +202,7 @@ def _prepare(tier: Tier, task: Task, request: Mapping[str, Any], reason: str) ->
         tier=tier,
         vision=abilities.vision,
         max_input_tokens=abilities.max_input_tokens,
-        count_tokens=lambda messages: executor.count_tokens(tier, messages, request.get("tools")),
+        count_tokens=lambda messages: prices.count_tokens(tier, messages, request.get("tools")),
     )
 
     def send(most: int | None) -> Reply:
@@ -213,7 +214,7 @@ def _prepare(tier: Tier, task: Task, request: Mapping[str, Any], reason: str) ->
     # Where nobody looks at it before the call is over, a bound will do: to count takes as long as to hand over.
     is_looked_at = policy.budget.limits_money or policy.confirm != "never"
     at_most = None if is_looked_at else handoff.most_tokens(prepared)
-    return _Prepared(executor.worst_case(tier, prepared, at_most=at_most), send)
+    return _Prepared(prices.worst_case(tier, prepared, at_most=at_most), send)
 
 
 def _call_primary(tier: Tier, task: Task, request: Mapping[str, Any]) -> Reply:
@@ -232,7 +233,7 @@ def _call_primary(tier: Tier, task: Task, request: Mapping[str, Any]) -> Reply:
             raise stop from error
         message = f"{tier.name}: the local endpoint did not answer for it [{type(cause).__name__}]; check `model`"
         failure = ExecutionError(message, transient=False)
-        if not executor.was_refused(cause):
+        if not was_refused(cause):
             failure.used = Usage()  # Hermes has tried again by itself, nobody knows how often
         raise failure from None  # its words are the endpoint's, and a traceback of a later fault would log them
     if response is None:
@@ -241,7 +242,7 @@ def _call_primary(tier: Tier, task: Task, request: Mapping[str, Any]) -> Reply:
     tokens_in, tokens_out = told_tokens(usage, "prompt_tokens"), told_tokens(usage, "completion_tokens")
     # Not nothing, even on this machine, unless the user says so: a litellm proxy there may lead anywhere.
     known = tokens_in is not None and tokens_out is not None
-    usd = executor.cost(tier, tokens_in or 0, tokens_out or 0) if known else None
+    usd = prices.cost(tier, tokens_in or 0, tokens_out or 0) if known else None
     return Reply(response, task.clock() - started, tokens_in, tokens_out, usd)
 
 

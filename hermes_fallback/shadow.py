@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from . import executor, explain
+from . import explain, prices
 from .budget import Usage
 from .events import Escalated, EscalationFailed, Event, TierReplied
 from .journal import JournalError
@@ -43,7 +43,7 @@ def answered(task: Task, used: Usage) -> None:
     tier = task.config.ladder[holder.tier]
     usd = None
     if used.input_tokens is not None and used.output_tokens is not None:
-        usd = executor.cost(tier, used.input_tokens, used.output_tokens)
+        usd = prices.cost(tier, used.input_tokens, used.output_tokens)
     try:
         task.journal.add_shadow_call(
             holder.journal_id, turn_id=task.turn_id, task_id=task.task_id, used=replace(used, cost_usd=usd)

@@ -88,6 +88,21 @@ def test_measured_numbers_are_those_of_the_report() -> None:
     assert f"{float(times.split()[0]):.1f} times what" in README
 
 
+def test_facts_name_what_is_there() -> None:
+    """Where docs/facts.md says what rests on a fact, that is there: our code by module and name, and our tests."""
+    facts = (ROOT / "docs" / "facts.md").read_text("utf-8")
+    ours = {path.stem: path for path in (ROOT / "hermes_fallback").glob("*.py")}
+    named = [(module, name) for module, name in re.findall(r"`(\w+)\.(\w+)`", facts) if module in ours]
+    assert len(named) > 10
+    assert [f"{module}.{name}" for module, name in named if name not in {"py", *_names_in(ours[module])}] == []
+    tests = {name for path in (ROOT / "tests").glob("test_*.py") for name in (path.stem, *_names_in(path))}
+    assert [name for name in re.findall(r"`(test_\w+)", facts) if name not in tests] == []
+
+
+def _names_in(path: Path) -> list[str]:
+    return re.findall(r"^(?:def |class )?(\w+)", path.read_text("utf-8"), re.MULTILINE)
+
+
 def test_malicious_releases_are_shut_out() -> None:
     """No installation of ours can bring litellm 1.82.7 or 1.82.8, nor one that Hermes or its calls cannot be beside."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]

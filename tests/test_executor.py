@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from hermes_fallback import executor, handoff
+from hermes_fallback import executor, handoff, lazy_litellm, prices
 from hermes_fallback.config import Tier
-from hermes_fallback.executor import ExecutionError, Interrupted, Reply
+from hermes_fallback.executor import Interrupted, Reply
+from hermes_fallback.provider_errors import ExecutionError
 from tests.endpoints import Answer, Endpoint, call, fail, in_order, say
 from tests.world import KEY
 
@@ -163,8 +164,8 @@ def test_import_prints_nothing_and_asks_no_network() -> None:
         "import socket\n"
         "def refuse(*_): raise AssertionError('network')\n"
         "socket.socket.connect = refuse\n"
-        "from hermes_fallback import executor\n"
-        "executor._import_quietly()\n"
+        "from hermes_fallback import lazy_litellm\n"
+        "lazy_litellm.load()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -182,7 +183,7 @@ def test_import_leaves_the_process_as_it_was(collects: bool, monkeypatch: pytest
 
     def fails() -> None:
         with pytest.raises(ImportError):
-            executor._import_undisturbed("not.there")  # noqa: SLF001
+            lazy_litellm._import_undisturbed("not.there")  # noqa: SLF001
 
     interval = sys.getswitchinterval()
     monkeypatch.setattr(importlib, "import_module", imported)
@@ -207,8 +208,8 @@ def test_a_bound_is_no_less_than_what_is_counted(tier: Tier, text: str) -> None:
     """What a call may cost at most is at least as much where no tokens are counted, and not many times that."""
     tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
     asked = {"messages": [{"role": "user", "content": text}], "tools": tools}
-    counted = executor.worst_case(tier, asked)
-    bound = executor.worst_case(tier, asked, at_most=handoff.most_tokens(asked))
+    counted = prices.worst_case(tier, asked)
+    bound = prices.worst_case(tier, asked, at_most=handoff.most_tokens(asked))
     assert counted is not None
     assert bound is not None
     assert counted.input_tokens <= bound.input_tokens
@@ -239,12 +240,13 @@ def test_all_that_a_model_wrote_is_counted() -> None:
 
 
 STOPPED = """\
-import os, sys, time
-from hermes_fallback import executor
+import faulthandler, os, sys, time
+faulthandler.dump_traceback_later(50, exit=True)  # where it hangs
+from hermes_fallback import executor, lazy_litellm
 from hermes_fallback.config import Tier
 
-tier, seen = Tier("openai", "gpt-5.4"), []
-executor._warm(tier)
+tier, seen, modules = Tier("openai", "gpt-5.4"), [], set()
+lazy_litellm._warm(tier)
 import tiktoken.registry
 tokenizers = dict(tiktoken.registry.ENCODINGS)
 
@@ -285,8 +287,8 @@ def test_a_stopped_call_needs_nothing_new_and_ends_before_its_process(monkeypatc
 def test_ending_in_the_middle_of_the_warm_up(seconds: float) -> None:
     """A process that ends while litellm is imported in the background ends as it would have."""
     code = (
-        "import sys, time; from hermes_fallback import executor; from hermes_fallback.config import Tier\n"
-        f"executor.warm([Tier('openai', 'any')]); time.sleep({seconds}); sys.exit(7)"
+        "import sys, time; from hermes_fallback import lazy_litellm; from hermes_fallback.config import Tier\n"
+        f"lazy_litellm.warm([Tier('openai', 'any')]); time.sleep({seconds}); sys.exit(7)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (7, "")

@@ -20,7 +20,8 @@ import yaml
 
 from hermes_fallback import config, executor
 from hermes_fallback.config import Tier
-from hermes_fallback.executor import BudgetExceeded, ExecutionError, Reply
+from hermes_fallback.executor import Reply
+from hermes_fallback.provider_errors import BudgetExceeded, ExecutionError
 from tests.endpoints import Answer, Endpoint, call, fail, in_order, say
 from tests.test_escalation import rows
 from tests.world import MODEL, Screen, World, log_of

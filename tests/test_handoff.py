@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hermes_fallback import handoff
 from hermes_fallback.config import Tier
-from hermes_fallback.executor import count_tokens
+from hermes_fallback.prices import count_tokens
 from tests.endpoints import strict_fault
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hermes_fallback import executor, host, journal
+from hermes_fallback import host, journal, prices
 from hermes_fallback.budget import Spent
 from hermes_fallback.config import Tier
 from hermes_fallback.events import SwitchedOff
@@ -122,7 +122,7 @@ def test_all_of_a_tool_is_counted() -> None:
         either = {"anyOf": [{"type": "string", "description": words}, {"type": "number"}]}
         parameters = {"type": "object", "properties": {"either": either}}
         tools = [{"type": "function", "function": {"name": "tag", "parameters": parameters}}]
-        worst = executor.worst_case(Tier("openai", "gpt-5.4"), {"messages": [], "tools": tools})
+        worst = prices.worst_case(Tier("openai", "gpt-5.4"), {"messages": [], "tools": tools})
         assert worst is not None
         return worst.input_tokens
 
@@ -136,12 +136,12 @@ def test_images_are_reserved_for_by_the_most_that_one_takes(url: str, detail: st
     image = {"url": url} if detail is None else {"url": url, "detail": detail}
     content = [{"type": "text", "text": "what is that?"}, *[{"type": "image_url", "image_url": image}] * 20]
     asked = {"messages": [{"role": "user", "content": content}]}
-    worst = executor.worst_case(Tier("anthropic", "claude-sonnet-4-5"), asked)
+    worst = prices.worst_case(Tier("anthropic", "claude-sonnet-4-5"), asked)
     each = 12_000 if detail == "original" else 5_000
     assert worst is not None
     assert 20 * each < worst.input_tokens < 20 * each + 100
     # Whether they fit into the model's window is another question.
-    usual = executor.count_tokens(Tier("anthropic", "claude-sonnet-4-5"), asked["messages"], None)
+    usual = prices.count_tokens(Tier("anthropic", "claude-sonnet-4-5"), asked["messages"], None)
     assert 20 * 1_600 < usual < 20 * 1_600 + 100
 
 
@@ -156,7 +156,7 @@ def test_what_cannot_be_counted_is_a_token_a_byte(
 
     monkeypatch.setattr(litellm, "token_counter", fails)
     text = "what is that? " * 10
-    assert len(text) < executor.count_tokens(Tier("openai", "gpt-5.4"), [{"role": "user", "content": text}], None)
+    assert len(text) < prices.count_tokens(Tier("openai", "gpt-5.4"), [{"role": "user", "content": text}], None)
     assert "tokens cannot be counted" in caplog.text
 
 
@@ -165,7 +165,7 @@ def test_a_service_that_costs_more_is_reserved_for() -> None:
 
     def worst(**extra: object) -> float:
         tier = Tier("openai", "gpt-5.4", extra=extra)
-        found = executor.worst_case(tier, {"messages": [{"role": "user", "content": "hello " * 1000}]})
+        found = prices.worst_case(tier, {"messages": [{"role": "user", "content": "hello " * 1000}]})
         assert found is not None
         return found.usd(1000)
 

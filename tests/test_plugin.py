@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from hermes_fallback import HOOKS, MIDDLEWARE, config
-from hermes_fallback.adapter import Settings
+from hermes_fallback.settings import Settings
 from tests.endpoints import Answer, Endpoint, call, in_order, say
 from tests.world import ISSUE_BLOCK, KEY, World, config_text
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from hermes_fallback import executor, handoff
 from hermes_fallback.config import Tier
-from hermes_fallback.executor import ExecutionError, Reply
+from hermes_fallback.executor import Reply
+from hermes_fallback.provider_errors import ExecutionError
 from tests import wire
 from tests.endpoints import CHAT, Answer, Endpoint, Wire, call, fail, in_order, say
 from tests.test_handoff import messages_of_any_kind, tool_call

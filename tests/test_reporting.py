@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hermes_fallback import executor, explain
+from hermes_fallback import explain, prices
 from hermes_fallback.cli import figures, period, reporting
 from hermes_fallback.cli.reporting import export
 from hermes_fallback.cli.reporting.report import By
@@ -95,7 +95,7 @@ def test_on_a_terminal(home: Path) -> None:
     assert "Success of the paid calls 100% (1 of 1)" in lines
     assert "Tasks that stayed local 50% (1 of 2)" in lines
     # Four calls of a million tokens each.
-    usd = 4 * (executor.cost(Tier("openai", "gpt-5.4"), 1_000_000, 0) or 0.0) + 0.5
+    usd = 4 * (prices.cost(Tier("openai", "gpt-5.4"), 1_000_000, 0) or 0.0) + 0.5
     assert usd > 1
     assert f"Had every call gone to {TIER} about ${usd:.2f} (without 1 local call of unknown tokens)" in lines
     model = explain.plain(EVIL["model"])

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from .. import budget, executor, explain, host
+from .. import budget, executor, explain, host, prices
 from .. import config as configuration
 from ..budget import LEAST_OUTPUT_TOKENS, Exceeded, Usage
 from ..config import HERMES, PRIMARY, Config, ConfigError, Tier
-from ..executor import ExecutionError
 from ..faults import without_login
 from ..journal import Journal, JournalError, Opening
 from ..live import streams_as_written
+from ..provider_errors import ExecutionError
 from .timeline import CHECK
 
 HELP = "check the model_routing block, each tier, the local endpoint; exit status 0, 1 (to mend) or 2 (to look at)"
@@ -143,14 +143,14 @@ def _of_tier(name: str, tier: Tier, config: Config, *, live: bool) -> Iterator[F
 
 
 def _known(tier: Tier, config: Config) -> Iterator[Finding]:
-    million = executor.cost(tier, 1_000_000, 0), executor.cost(tier, 0, 1_000_000)
+    million = prices.cost(tier, 1_000_000, 0), prices.cost(tier, 0, 1_000_000)
     blocked = config.policy.budget.needs_price
     if None in million:
         text = "    price: not known to litellm; give the tier a `price`"
         yield Finding(text + (", or it will not be asked: a budget in dollars is set" if blocked else ""), "doubtful")
     else:
         # Of a small call: some models cost more above a number of tokens.
-        small = [(executor.cost(tier, *tokens) or 0.0) * 1000 for tokens in ((1000, 0), (0, 1000))]
+        small = [(prices.cost(tier, *tokens) or 0.0) * 1000 for tokens in ((1000, 0), (0, 1000))]
         yield Finding(f"    price: {explain.usd(small[0])} in, {explain.usd(small[1])} out, for a million tokens")
     if not tier.is_litellm:
         return
@@ -178,7 +178,7 @@ def _try(name: str, tier: Tier, config: Config) -> Finding:
     fit = partial(
         budget.fit,
         config.policy.budget,
-        worst=executor.worst_case(small, asked),
+        worst=prices.worst_case(small, asked),
         max_tokens=small.max_tokens,
         is_new=False,
     )

@@ -16,7 +16,7 @@ from typing import Any, cast
 import yaml
 
 from .. import config as configuration
-from .. import executor, explain, host, replay
+from .. import explain, host, prices, replay
 from ..config import Config, ConfigError, Policy, Primary, Tier
 from ..replay import Firing, Format, Outcome
 from . import period
@@ -176,7 +176,7 @@ class _Table:
 
     def _price(self, input_tokens: int, output_tokens: int) -> float | None:
         tier = self._tier
-        return None if tier is None else executor.price(tier.provider, tier.model, input_tokens, output_tokens)
+        return None if tier is None else prices.price(tier.provider, tier.model, input_tokens, output_tokens)
 
     def _whose(self) -> str:
         if self._tier is None:

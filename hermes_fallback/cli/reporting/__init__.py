@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ... import config as configuration
-from ... import executor, host
+from ... import host, prices
 from ...config import ConfigError, Tier
 from ...journal import Journal, JournalError, LocalTask, PaidCall
 from .. import figures, period
@@ -103,7 +103,7 @@ def _maker(
     name = None if tier is None else tier.name
 
     def price(input_tokens: int, output_tokens: int) -> float | None:
-        return None if tier is None else executor.cost(tier, input_tokens, output_tokens)
+        return None if tier is None else prices.cost(tier, input_tokens, output_tokens)
 
     return partial(
         report.make, paid, tasks, since=since, until=until, price=price, tier=name, forgotten_usd=forgotten_usd

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ... import config as configuration
-from ... import executor, host, redact
+from ... import executor, host, lazy_litellm, redact
 from ...config import ConfigError, Policy, Primary, Tier
 from ...host import Running
 from ...self_check import is_local
@@ -148,7 +148,7 @@ def _answers(args: argparse.Namespace, old: Mapping[str, Any], running: Running 
     """Return what the options say; where they say nothing, what somebody answers, if there is somebody."""
     if asks:
         # It takes seconds, while somebody reads and types.
-        executor.warm((Tier("openai", "any"),))
+        lazy_litellm.warm((Tier("openai", "any"),))
         _say("This writes the model_routing block of Hermes's config.yaml.")
         _say("Enter takes what is in parentheses, Ctrl+C writes nothing.")
         print()

@@ -1,0 +1,156 @@
+"""What a call to a tier costs, at most and in fact: its tokens, and dollars by the tier's `price` or litellm's map."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from . import lazy_litellm
+from .budget import WorstCase, told_tokens
+from .config import Tier
+from .handoff import most_tokens, text_of
+
+# litellm 1.105 counts every model's tokens with OpenAI's tokenizers. Claude's make up to 1.35 times as many since 4.7
+# as before, when they made some more than OpenAI's already; and each provider frames tools in its own way.
+_COUNT_MARGIN, _CLAUDE_MARGIN, _FRAME_TOKENS = 1.1, 1.6, 400
+# What an image takes at most, whatever its size: Claude's largest, 3.75 megapixels, at 750 a token; OpenAI's 2,500
+# patches, with `detail: original` 10,000, at 1.2 tokens each. litellm 1.105 says 85 where no `detail` is given, and
+# looks into the image, even by fetching it, where one is. A usual one is Claude's 1.15 megapixels.
+_IMAGE_TOKENS, _ORIGINAL_IMAGE_TOKENS, _USUAL_IMAGE_TOKENS = 5_000, 12_000, 1_600
+_MOST_USD = 1e6  # nobody pays that for a call: an endpoint that says so is mistaken
+
+logger = logging.getLogger(__name__)
+
+
+def count_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
+    """Return about the input tokens of a request: text as litellm counts it for the tier's model, images as usual."""
+    return _text_tokens(tier, messages, tools) + _USUAL_IMAGE_TOKENS * len(_images(messages))
+
+
+def _text_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
+    texts = [{**message, "content": text_of(message.get("content"))} for message in messages]
+    count, model = lazy_litellm.load().token_counter, tier.litellm_name
+    try:
+        # As they are written: litellm's own count of tools leaves out what stands under `anyOf`, and fails on a
+        # property of the type `array` that does not say of what, which is valid (1.105.3).
+        written = json.dumps(tools, ensure_ascii=False, separators=(",", ":"), default=str) if tools else ""
+        return int(count(model=model, messages=texts)) + int(count(model=model, text=written))
+    except Exception as error:  # noqa: BLE001  # of any kind; what it says may quote the conversation
+        words = "%s: tokens cannot be counted, and a byte is taken for one [%s]"
+        logger.warning(words, tier.name, type(error).__name__)
+        return most_tokens({"messages": texts, "tools": tools or []}) or 0
+
+
+def _images(messages: Sequence[Any]) -> list[Any]:
+    contents = [message.get("content") for message in messages]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return [part["image_url"] for part in parts if isinstance(part, dict) and part.get("image_url")]
+
+
+def _most_image_tokens(messages: Sequence[Any]) -> int:
+    details = [image.get("detail") if isinstance(image, dict) else None for image in _images(messages)]
+    return sum(_ORIGINAL_IMAGE_TOKENS if detail == "original" else _IMAGE_TOKENS for detail in details)
+
+
+def worst_case(tier: Tier, handoff: Mapping[str, Any], *, at_most: int | None = None) -> WorstCase | None:
+    """Return what a call with this handoff (`messages`, `tools`) costs at most; None when the price is not known.
+
+    With `at_most` tokens, which what is sent does not exceed, none are counted.
+    """
+    if at_most is None:
+        messages = handoff["messages"]
+        texts, images = _text_tokens(tier, messages, handoff.get("tools")), _most_image_tokens(messages)
+        at_most = int(texts * (_CLAUDE_MARGIN if "claude" in tier.model.lower() else _COUNT_MARGIN)) + images
+        counted = texts + images
+    else:
+        counted = at_most
+    tokens = at_most + _FRAME_TOKENS
+    # A thousand, for litellm to answer with a number that rounding leaves alone.
+    whole, read = cost(tier, tokens, 1000, written_to_cache=tokens), cost(tier, tokens, 0, written_to_cache=tokens)
+    if whole is None or read is None:
+        return None
+    return WorstCase(counted, read, (whole - read) / 1000)
+
+
+def cost(tier: Tier, input_tokens: int, output_tokens: int, *, written_to_cache: int = 0) -> float | None:
+    """Return dollars for so many tokens, by the tier's own `price` or litellm's; None when neither is known.
+
+    `written_to_cache` is how much of the input Claude may put into its prompt cache, which costs a quarter more.
+    """
+    if tier.price is not None:
+        return tier.price.of(input_tokens, output_tokens)
+    if not tier.is_litellm:
+        return None
+    of_tokens = partial(price, tier.provider, tier.model, input_tokens, output_tokens)
+    plain = of_tokens()
+    if plain is None:
+        return None
+    writing = of_tokens(written_to_cache=written_to_cache) if written_to_cache else None
+    # Asked for, and not always served: OpenAI's `priority` costs twice as much, `flex` half.
+    serving = of_tokens(service_tier=str(tier.extra["service_tier"])) if "service_tier" in tier.extra else None
+    return max(plain, writing or 0.0, serving or 0.0)
+
+
+def price(
+    provider: str,
+    model: str,
+    input_tokens: int | None,
+    output_tokens: int | None,
+    *,
+    written_to_cache: int = 0,
+    service_tier: str | None = None,
+) -> float | None:
+    """Return what a call costs by litellm's prices, in dollars; None when that is not known."""
+    if input_tokens is None or output_tokens is None:
+        return None
+    litellm = lazy_litellm.load()
+    try:
+        costs = litellm.cost_per_token(
+            model=model,
+            custom_llm_provider=provider,
+            prompt_tokens=input_tokens,
+            completion_tokens=output_tokens,
+            cache_creation_input_tokens=written_to_cache,
+            service_tier=service_tier,
+        )
+        return _known(float(sum(costs)), provider, model)
+    except Exception:  # noqa: BLE001  # litellm raises a plain Exception for a model that its price map lacks
+        return None
+
+
+def cost_of_reply(tier: Tier, response: Any) -> float | None:
+    """Return dollars for a reply by its tokens, or what a proxy says that it booked; None when neither is known."""
+    usage = getattr(response, "usage", None)
+    tokens_in, tokens_out = told_tokens(usage, "prompt_tokens"), told_tokens(usage, "completion_tokens")
+    if tokens_in is None or tokens_out is None:
+        return None
+    details = getattr(usage, "prompt_tokens_details", None)
+    told = [(details, "cached_tokens"), (usage, "cache_read_input_tokens"), (usage, "cache_creation_input_tokens")]
+    cached = [count for count in (getattr(holder, name, None) for holder, name in told) if isinstance(count, int)]
+    if not all(0 <= count <= tokens_in for count in cached):
+        return cost(tier, tokens_in, tokens_out)  # nobody reads more from a cache than there is
+    if tier.price is not None:
+        return tier.price.of(tokens_in, tokens_out, cached_tokens=told_tokens(details, "cached_tokens") or 0)
+    # What a litellm proxy booked, or OpenRouter, under whatever name the model goes there.
+    booked = getattr(usage, "cost", None)
+    if isinstance(booked, int | float) and not isinstance(booked, bool) and 0 < booked < _MOST_USD:
+        return float(booked)
+    try:
+        usd = lazy_litellm.load().completion_cost(
+            completion_response=response, model=tier.model, custom_llm_provider=tier.provider
+        )
+        return _known(float(usd), tier.provider, tier.model)
+    except Exception:  # noqa: BLE001  # litellm raises a plain Exception for a model that its price map lacks
+        return None
+
+
+def _known(cost: float, provider: str, model: str) -> float | None:
+    """Return the cost, or None when it is 0 because litellm knows the model but no price for it (1.105.3)."""
+    if cost:
+        return cost
+    litellm = lazy_litellm.load()
+    known = litellm.get_model_info(model.removeprefix("responses/"), custom_llm_provider=provider)["key"]
+    return cost if known in litellm.model_cost else None
