@@ -13,8 +13,8 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/python demo/run.py
 
-# Two files at once, for most of a test is waiting; each process has a Hermes home of its own (tests/world.py).
-PYTEST := -m pytest -n 2 --dist loadfile
+# Two tests at once, for most of a test is waiting; each process has a Hermes home of its own (tests/world.py).
+PYTEST := -m pytest -n 2 --dist worksteal
 
 test: $(READY)
 	$(BIN)/python $(PYTEST)

@@ -1302,6 +1302,7 @@ def test_machine(
     # Nobody waits here: for a provider that had a hiccup, or for a journal that another program holds.
     monkeypatch.setattr("hermes_fallback.executor._PAUSE_SECONDS", 0.0)
     monkeypatch.setattr("hermes_fallback.journal._BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(world.manager, "_cli_ref", None)  # it is the CLI's that was looked at last, and gone afterwards
     wanted = os.environ.get("MACHINE_EXAMPLES")
     reached: Counter[str] = Counter()
 

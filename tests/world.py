@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from tests.endpoints import Endpoint, Script, in_order, say
 
@@ -38,8 +39,16 @@ for name in list(os.environ):
 os.environ["HERMES_HOME"] = str(HOME)
 os.environ["HOME"] = str(ROOT)
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+# Hermes reads all the world's authorities six times for each agent, a third of a second; here is nobody to trust.
+for name in ("CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+    os.environ.pop(name, None)
+os.environ["HERMES_SKIP_SSL_GUARD"] = "1"
+os.environ["SSL_CERT_FILE"] = str(ROOT / "authority.pem")
+trustme.CA().cert_pem.write_to_path(os.environ["SSL_CERT_FILE"])
 
-import run_agent  # noqa: E402  # Hermes reads its home when it is imported; this first, for its parts import each other
+# Hermes reads its home when these are imported; the first one first, for its parts import each other.
+import run_agent  # noqa: E402  # isort: skip
+import hermes_state  # noqa: E402, F401  # isort: skip
 
 MODEL = "qwen3.6:9b"
 ISSUE_BLOCK = """\
@@ -66,7 +75,8 @@ def config_text(local_url: str, block: str = ISSUE_BLOCK, *, provider: str = "ol
     """A Hermes config.yaml with the plugin enabled and the local model at `local_url`."""
     return (
         f"model:\n  provider: {provider}\n  default: {MODEL}\n  base_url: {local_url}\n  context_length: 65536\n"
-        f"plugins:\n  enabled: [hermes-fallback]\n{more}{block}"
+        # The other one hashes a password whenever plugins are loaded, as they are for each test.
+        f"plugins:\n  enabled: [hermes-fallback]\n  disabled: [dashboard_auth/basic]\n{more}{block}"
     )
 
 
@@ -152,6 +162,8 @@ class World:
         if screen is not None:
             self._screens.append(screen)
             agent.stream_delta_callback = screen.shown.append
+            # As the CLI has one; else a spinner, which nobody sees, holds up each tool call for half a second.
+            agent.tool_progress_callback = lambda *_, **__: None
             agent._print_fn = lambda *parts, **_: screen.shown.append(" ".join(map(str, parts)))  # noqa: SLF001
         return agent
 
