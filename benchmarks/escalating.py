@@ -157,21 +157,36 @@ def _to_the_wire(world: events.World, url: str) -> None:
 def _to_the_first_token(world: events.World, url: str) -> None:
     from openai import OpenAI  # noqa: PLC0415
 
+    from hermes_fallback import lazy_litellm  # noqa: PLC0415  # after the environment is set
+
     agent = _agent()
     print("\n### To the first token that is shown, litellm warmed\n")
-    print(
-        "| the model thinks | the plain OpenAI client, ms | the whole escalation, ms | **ratio** |\n|---|---|---|---|"
+    columns = (
+        "the model thinks",
+        "the plain OpenAI client, ms",
+        "litellm alone, ms",
+        "the whole escalation, ms",
+        "**ratio**",
     )
+    print(f"| {' | '.join(columns)} |\n|---|---|---|---|---|")
     for thinking in THINKING_MS:
-        client = OpenAI(base_url=f"{url}/{thinking}/v1", api_key=KEY, max_retries=0)
+        base_url = f"{url}/{thinking}/v1"
+        client = OpenAI(base_url=base_url, api_key=KEY, max_retries=0)
+        litellm = partial(lazy_litellm.load().completion, base_url=base_url, api_key=KEY, max_retries=0)
 
-        def plain(client: Any = client, thinking: int = thinking) -> float:
-            request = {**Stuck(world, thinking).request, "model": "gpt-5.4", "stream": True}
+        def streamed(ask: Callable[..., Any], model: str, thinking: int = thinking) -> float:
+            request = {**Stuck(world, thinking).request, "model": model, "stream": True}
             began = time.monotonic()
-            for chunk in client.chat.completions.create(**request):
+            for chunk in ask(**request):
                 if chunk.choices and chunk.choices[0].delta.content:
                     return 1000 * (time.monotonic() - began)
             raise AssertionError
+
+        def plain(ask: Callable[..., Any] = client.chat.completions.create) -> float:
+            return streamed(ask, "gpt-5.4")
+
+        def alone(ask: Callable[..., Any] = litellm) -> float:
+            return streamed(ask, f"{MODEL['provider']}/{MODEL['model']}")
 
         def ours(thinking: int = thinking) -> float:
             stuck = Stuck(world, thinking)
@@ -179,9 +194,9 @@ def _to_the_first_token(world: events.World, url: str) -> None:
             stuck.ask(agent)
             return 1000 * (stuck.first - began)
 
-        values = measuring.in_turn({"plain": plain, "ours": ours}, rounds=ROUNDS)
+        values = measuring.in_turn({"plain": plain, "litellm": alone, "ours": ours}, rounds=ROUNDS)
         ratio = measuring.ratio(values, "ours", "plain")
-        row = " | ".join(measuring.shown(values[side]) for side in ("plain", "ours"))
+        row = " | ".join(measuring.shown(values[side]) for side in ("plain", "litellm", "ours"))
         print(f"| {thinking:,} ms | {row} | **{ratio:.2f}** |", flush=True)
 
 
@@ -247,12 +262,12 @@ def first_escalation(home: Path, url: str, *, warmed: bool) -> float:
     """
     from openai import OpenAI  # noqa: PLC0415
 
-    from hermes_fallback import config, executor  # noqa: PLC0415  # after the environment is set
+    from hermes_fallback import config, lazy_litellm  # noqa: PLC0415  # after the environment is set
 
     world, agent = _world(home, url), _agent()
     _say_hi(OpenAI(base_url=f"{url}/0/v1", api_key=KEY))
     if warmed:
-        executor.warm(config.parse({"fallback": MODEL}, host_has_chain=False).ladder)
+        lazy_litellm.warm(config.parse({"fallback": MODEL}, host_has_chain=False).ladder)
         for thread in threading.enumerate():
             if thread.name == "hermes-fallback-warm":
                 thread.join()
@@ -275,9 +290,9 @@ def local_turn(home: Path, url: str, *, warming: bool) -> float:
     _say_hi(client)
     began = time.monotonic()
     if warming:
-        from hermes_fallback import config, executor  # noqa: PLC0415
+        from hermes_fallback import config, lazy_litellm  # noqa: PLC0415
 
-        executor.warm(config.parse({"fallback": MODEL}, host_has_chain=False).ladder)
+        lazy_litellm.warm(config.parse({"fallback": MODEL}, host_has_chain=False).ladder)
     for _ in range(TURN_CALLS):
         _say_hi(client)
     return time.monotonic() - began
