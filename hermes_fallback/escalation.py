@@ -151,12 +151,16 @@ def host_answered(task: Task, ask: Callable[[], Any], *, tier: int, journal_id: 
         logger.exception("session=%s: a call of Hermes's fallback provider could not be written", task.session_id)
         return ask()
     started = task.clock()
+    failure: BaseException | None = None
     try:
         response = ask()
-    except BaseException as error:
-        seconds, said = task.clock() - started, f"{provider}/{model}: {type(error).__name__}"
-        _close(task, call, "failed", seconds=seconds, error=said, used=Usage())
-        raise
+    except BaseException as error:  # noqa: BLE001  # it is raised below
+        failure = error
+    # Not while it is handled: its words, the provider's, would be in the traceback of what the journal raises.
+    if failure is not None:
+        said = f"{provider}/{model}: {type(failure).__name__}"
+        _close(task, call, "failed", seconds=task.clock() - started, error=said, used=Usage())
+        raise failure
     usage = getattr(response, "usage", None)
     # OpenAI's names, or those of Anthropic and the Responses API.
     tokens_in = told_tokens(usage, "prompt_tokens", "input_tokens")

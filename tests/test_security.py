@@ -37,7 +37,7 @@ from tests.endpoints import Answer, Script, call, fail, in_order, say
 from tests.journals import Writer
 from tests.shell import escalation
 from tests.test_escalation import missing, rows
-from tests.test_sessions import ask_and_wait, delegating_agent
+from tests.test_sessions import ask_and_wait, chained_agent, delegating_agent, with_chain
 from tests.world import HOME, ISSUE_BLOCK, KEY, MODEL, Screen, World, config_text, leaks, log_of, opened
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
@@ -412,22 +412,40 @@ def test_a_fault_of_ours_while_a_provider_quotes_the_key(
     assert leaks([caplog.text]) == []
 
 
-def test_a_fault_of_ours_while_the_local_endpoint_fails(
-    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("who", ["the local model", "another model there", "Hermes's fallback provider"])
+def test_a_fault_of_ours_while_an_endpoint_fails_that_hermes_asks(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, who: str
 ) -> None:
     """Its traceback has no words of that endpoint's, either, which may be anybody's."""
 
     def fails(*_: object, **__: object) -> None:
-        raise KeyError("a fault")
+        raise JournalError("a fault")
 
-    monkeypatch.setattr("hermes_fallback.host.call_failed", fails)
-    world.local.script = in_order([fail(401, "words of the endpoint")])
-    world.ask()
-    (trace,) = [
-        record.exc_text for record in caplog.records if record.name == "hermes_fallback.guard" and record.exc_info
+    said, stuck = fail(401, "words of the endpoint"), [missing({}, number) for number in range(3)]
+    if who == "the local model":
+        monkeypatch.setattr("hermes_fallback.host.call_failed", fails)
+        world.local.script = in_order([said])
+        world.ask()
+    elif who == "another model there":
+        monkeypatch.setattr("hermes_fallback.journal.Journal.end_call", fails)
+        world.configure("model_routing: {fallback: {provider: primary, model: larger}}\n")
+        world.local.script = in_order([*stuck, said, say("local")])
+        world.ask()
+    else:
+        monkeypatch.setattr("hermes_fallback.journal.Journal.end_call", fails)
+        chain = world.endpoint(in_order([said]), key="sk-chain")
+        chain.strict = False
+        with_chain(world, chain)
+        world.local.script = in_order([*stuck, say("local")])
+        world.ask(agent=chained_agent(world, chain))
+        assert chain.requests
+    traces = [
+        str(record.exc_text)
+        for record in caplog.records
+        if record.name.startswith("hermes_fallback") and record.exc_info
     ]
-    assert "KeyError: 'a fault'" in str(trace)
-    assert "words of the endpoint" not in str(trace)
+    assert traces
+    assert all("JournalError: a fault" in trace and "words of the endpoint" not in trace for trace in traces)
 
 
 def test_a_key_of_somebody_elses(world: World) -> None:

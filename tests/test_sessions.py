@@ -272,6 +272,26 @@ def test_sessions_that_nobody_ends_are_forgotten_in_the_end(world: World, monkey
     assert adapter.ledgers.known(agent.session_id)
 
 
+def test_a_session_at_work_is_not_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many sessions begin while its turn runs: it goes on being counted, and is carried on when it is stuck."""
+    monkeypatch.setattr(ledger, "MAX_SESSIONS", 3)
+    agent = world.agent(session_id="at-work")
+
+    def script(request: dict[str, Any], _index: int) -> Answer:
+        said = request["messages"]
+        if said[-1]["content"] == "something else":
+            return say("done")
+        failures = sum(message["role"] == "tool" for message in said)
+        if failures == 2:
+            for _ in range(5):
+                world.ask("something else", agent=world.agent(platform="cron"))
+        return missing({}, failures)
+
+    world.local.script = script
+    assert world.ask(agent=agent)["final_response"] == "paid answer"
+    assert len(world.adapter.ledgers._by_session) <= 5  # noqa: SLF001
+
+
 def test_idle_session_keeps_next_to_nothing(world: World) -> None:
     """After a turn only landmarks stay in memory; at the session's end nothing does."""
     agent = world.agent()
