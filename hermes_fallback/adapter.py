@@ -536,8 +536,8 @@ class Adapter:
             response = local.reply()
         except Exception as error:
             cause = error.__cause__ or error
-            if isinstance(cause, InterruptedError):
-                raise
+            if error is not local.error or isinstance(cause, InterruptedError):
+                raise  # a fault of ours, or the user's stop
         # Not while it is handled: its words, which are the endpoint's, would be in the traceback of a fault of ours.
         if cause is not None:
             turn.ledger.append(host.call_failed(self.clock(), cause, local.request))

@@ -127,7 +127,7 @@ def complete(
 def _pause(stream: _Stream, error: ExecutionError | Interrupted) -> float | None:
     """Return how long to wait before the call is made again; None where that would not help, or cost twice."""
     passing = isinstance(error, ExecutionError) and error.transient and not stream.chunks
-    if not passing or not was_refused(stream.error):
+    if not passing or not stream.was_refused:
         return None
     # Where litellm 1.105 keeps the provider's; those of its `response` are made up.
     headers = getattr(stream.error, "litellm_response_headers", None) or {}
@@ -196,6 +196,7 @@ class _Stream:
         self._queue: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._source: Any = None
+        self._watch: _Watch | None = None
         reader = threading.Thread(target=self._read, name="hermes-fallback-call", daemon=True)
         reader.start()
         _readers.add(reader)
@@ -219,24 +220,35 @@ class _Stream:
                     logger.debug("closing a stream failed", exc_info=True)
                 return
 
+    @property
+    def was_refused(self) -> bool:
+        """Whether the provider took up no work for it, as far as its end tells."""
+        return was_refused(self.error, begun=self._watch is not None and self._watch.begun)
+
     def _read(self) -> None:
         last: tuple[str, Any] = ("end", None)
         try:
-            litellm = lazy_litellm.load()
-            self._source = litellm.completion(**self._arguments)
-            watch = _Watch(self._source, self._closed)
-            for chunk in self._source:
-                if self._closed.is_set():
-                    break
-                self._queue.put(("chunk", chunk))
-            # None means that no chunk carried a finish reason: the connection was cut. Absent means unknown.
-            received = getattr(self._source, "received_finish_reason", "unknown") is not None
-            self.finish_reason_seen = received if watch.ended is None else watch.ended
-            self.said = watch.said
+            self._read_all()
         except BaseException as error:  # noqa: BLE001  # whatever it is belongs to the caller, on the caller's thread
             last = ("error", error)
-        _let_go(self._source)
-        self._queue.put(last)
+        finally:
+            try:
+                _let_go(self._source)
+            finally:
+                self._queue.put(last)  # the caller waits for it
+
+    def _read_all(self) -> None:
+        litellm = lazy_litellm.load()
+        self._source = litellm.completion(**self._arguments)
+        self._watch = watch = _Watch(self._source, self._closed)
+        for chunk in self._source:
+            if self._closed.is_set():
+                break
+            self._queue.put(("chunk", chunk))
+        # None means that no chunk carried a finish reason: the connection was cut. Absent means unknown.
+        received = getattr(self._source, "received_finish_reason", "unknown") is not None
+        self.finish_reason_seen = received if watch.ended is None else watch.ended
+        self.said = watch.said
 
 
 _readers: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
@@ -308,6 +320,8 @@ class _Watch:
 
     def __init__(self, source: Any, closed: threading.Event) -> None:
         self._closed = closed
+        self.begun = False
+        """Whether the provider began to answer: its status was a good one."""
         self.ended: bool | None = None
         """Whether Gemini gave a finish reason; None for other providers."""
         self.said: list[str] = []
@@ -319,6 +333,7 @@ class _Watch:
             source.make_call = lambda **options: self._attach(make_call(**options))
 
     def _attach(self, iterator: Any) -> Any:
+        self.begun = True
         parse = getattr(iterator, "chunk_parser", None)
         if parse is not None:
 
@@ -422,7 +437,7 @@ def _used(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds: 
 
     Where nothing came in all these seconds, the model may have been thinking, which is paid for as well.
     """
-    if not stream.chunks and was_refused(stream.error):
+    if not stream.chunks and stream.was_refused:
         return NOTHING_USED
     litellm = lazy_litellm.load()
     try:

@@ -36,6 +36,9 @@ _MESSAGE = re.compile(r'"message": ?"((?:[^"\\]|\\.)+)"')
 _NOT_REACHED = frozenset({"ConnectError", "ConnectTimeout"})
 _BROKEN_OFF = frozenset({"ReadError", "WriteError", "CloseError", "RemoteProtocolError", "JSONDecodeError"})
 
+# Whose exceptions tell of an event of the provider's that says what is wrong.
+_SAID_BY_PROVIDER = frozenset({"litellm", "openai"})
+
 # What a litellm proxy says of a budget that is used up, whose it is, and how far (1.90 and 1.105, docs/fleet.md).
 _OVER_BUDGET = re.compile(r"Budget has been exceeded!|ExceededBudget: |No deployments available - crossed budget")
 _BUDGET_OF = re.compile(
@@ -101,12 +104,17 @@ def execution_error(
     )
 
 
-def was_refused(error: Any) -> bool:
-    """Tell whether an endpoint took up no work: it said no, or was not reached (litellm makes a 500 of that)."""
+def was_refused(error: Any, *, begun: bool = False) -> bool:
+    """Tell whether an endpoint took up no work: it said no, or was not reached (litellm makes a 500 of that).
+
+    `begun`: it had begun to answer, so that only what it says itself is a refusal, and nothing that reading met.
+    """
     if error is None:
         return False  # stopped, or waited for in vain: it may have been at work
     status = getattr(error, "status_code", None)
     if not isinstance(status, int) or status < 400:
+        return False
+    if begun and type(_first_cause(error)).__module__.partition(".")[0] not in _SAID_BY_PROVIDER:
         return False
     timed_out = isinstance(error, lazy_litellm.load().exceptions.Timeout) or status == 408
     return not timed_out and not _connection_causes(error) & _BROKEN_OFF
@@ -134,6 +142,12 @@ def _connection_error(tier: Tier, error: BaseException, *, begun: bool) -> Execu
     )
     words, transient = next(((words, transient) for matches, words, transient in cases if matches), (None, True))
     return None if words is None else ExecutionError(f"{tier.name}: {words}", transient=transient)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
 
 
 def _connection_causes(error: BaseException | None) -> frozenset[str]:

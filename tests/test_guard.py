@@ -15,6 +15,7 @@ import pytest
 import hermes_fallback
 from hermes_fallback.adapter import Adapter
 from hermes_fallback.guard import MOST
+from hermes_fallback.turn import LocalCall
 from tests.test_money import stuck_each_task
 from tests.world import Screen, World, log_of
 
@@ -123,6 +124,26 @@ def test_enough_faults_of_hooks_are_enough(world: World, monkeypatch: pytest.Mon
     answers = [world.ask("get stuck", agent=agent)["final_response"] for _ in range(4)]
     assert answers == ["local answer"] * 4
     assert screen.text.count(f"⚡ hermes-fallback has failed {MOST} times and is off in this session") == 1
+
+
+def test_a_fault_around_the_local_call_is_no_failure_of_its_endpoint(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the local call is kept breaks: the local model answers, nobody is paid, and the fault is said as ours."""
+    world.configure(
+        "model_routing: {fallback: {provider: openai, model: gpt-5.4}, fallback_policy: {trigger_on: [provider_error]}}\n"
+    )
+    times: list[LocalCall] = []
+
+    def fails_once(call: LocalCall, reply: Callable[[LocalCall], Any] = LocalCall.reply) -> Any:
+        times.append(call)
+        return broken() if len(times) == 1 else reply(call)
+
+    monkeypatch.setattr(LocalCall, "reply", fails_once)
+    assert world.ask()["final_response"] == "local answer"
+    assert len(times) == 2
+    assert any("hermes-fallback failed in llm_execution" in line for line in log_of(caplog, logging.ERROR))
+    assert world.paid.requests == []
 
 
 def test_a_broken_installation(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -369,6 +369,10 @@ def test_another_model_on_the_local_endpoint(world: World) -> None:
     assert [(row["cost_usd"], row["reserved_usd"]) for row in rows()] == [(0.0, 0.0)]
 
 
+NOT_ZIPPED = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n"
+    b"data: this is not zipped\n\n"
+)
 USED = [
     # the paid model's reply → state, and what is charged of a call with 100 tokens in (as far as the provider says it)
     (fail(500, "no"), "failed", (0, 0)),
@@ -376,10 +380,13 @@ USED = [
     (fail(429, "no"), "failed", (0, 0)),
     (say("word " * 50, cut_after=100), "failed", (3000, 15)),
     (say("word " * 50, cut_after=0), "failed", (3000, 0)),
+    (Answer(raw=NOT_ZIPPED), "failed", (3000, 0)),
 ]
 
 
-@pytest.mark.parametrize(("answer", "state", "least"), USED, ids=["500", "401", "429", "cut", "cut at once"])
+@pytest.mark.parametrize(
+    ("answer", "state", "least"), USED, ids=["500", "401", "429", "cut", "cut at once", "not zipped"]
+)
 def test_unfinished_calls_cost_what_they_used(world: World, answer: Answer, state: str, least: tuple[int, int]) -> None:
     """Refused: nothing. Broken off: the input, counted, and what had come; never more than was reserved."""
     world.configure(budget(per_day_usd=5))
@@ -387,6 +394,8 @@ def test_unfinished_calls_cost_what_they_used(world: World, answer: Answer, stat
     world.paid.script = lambda *_: answer
     assert world.ask()["final_response"] == "local answer"
     (row,) = rows()
+    # What may have been worked for is not asked for twice.
+    assert len(world.paid.requests) == 1 or not least[0]
     assert row["state"] == state
     assert row["input_tokens"] >= least[0]
     assert row["output_tokens"] >= least[1]
