@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types check bench bench-detection fit soak fuzz clean test-hermes-matrix test-fleet environments
+.PHONY: demo test lint types check bench bench-detection fit soak sweep fuzz clean test-hermes-matrix test-fleet environments
 .PRECIOUS: .cache/hermes-%/.ready
 
 demo: $(READY)
@@ -75,6 +75,10 @@ bench: $(READY)
 	  echo; echo "## An escalation"; echo; $(BIN)/python benchmarks/escalating.py; \
 	  echo; echo "## Trimming the handoff of recorded stuck conversations"; echo; $(BIN)/python benchmarks/handoff.py; \
 	} > benchmarks/RESULTS.md
+
+# Some minutes: tests/sweep.py. It says how many lines there were.
+sweep: $(READY)
+	$(BIN)/python $(PYTEST) -rP --show-capture=stdout tests/sweep.py
 
 # An hour or more; `make soak TURNS=2000` is some minutes. It fails when anything was violated, and writes that, too.
 TURNS := 100000

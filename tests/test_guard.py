@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -28,12 +29,12 @@ class InjectedError(Exception):
 
 
 @contextmanager
-def failing_at(code: CodeType, line: int) -> Iterator[list[int]]:
-    """Raise whenever this line of a function is about to run, in whatever thread; yields how often it did."""
+def failing_at(code: CodeType, line: int, *, most: float = math.inf) -> Iterator[list[int]]:
+    """Raise whenever this line of a function is about to run, in whatever thread; yields an entry for each time."""
     times: list[int] = []
 
     def in_function(frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
-        if event == "line" and frame.f_lineno == line:
+        if event == "line" and frame.f_lineno == line and len(times) < most:
             times.append(line)
             message = f"injected at line {line}"
             raise InjectedError(message)
