@@ -231,11 +231,11 @@ class _Stream:
             self._read_all()
         except BaseException as error:  # noqa: BLE001  # whatever it is belongs to the caller, on the caller's thread
             last = ("error", error)
-        finally:
-            try:
-                _let_go(self._source)
-            finally:
-                self._queue.put(last)  # the caller waits for it
+        try:
+            _let_go(self._source)
+        except Exception:
+            logger.exception("a stream was not let go of; a later call may have to wait for it")
+        self._queue.put(last)  # the caller waits for it
 
     def _read_all(self) -> None:
         litellm = lazy_litellm.load()

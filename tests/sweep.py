@@ -35,12 +35,15 @@ BLOCKS = {
 }
 PATIENCE_SECONDS = 5.0
 
-# Where a fault cannot be made good: a lock that was just taken, or is about to be given back.
-_OUT_OF_REACH = frozenset({"try:", "_one_at_a_time.release()"})
+# Where a fault cannot be made good: a lock that was just taken, or is about to be given back; how a thread begins, and
+# how it says that it ends.
+_OUT_OF_REACH = frozenset(
+    {"try:", "_one_at_a_time.release()", 'last: tuple[str, Any] = ("end", None)', "self._queue.put(last)"}
+)
 
 # What litellm cannot tell, it says by any exception, and so does a tool's broken schema: these take a fault for that.
 _TAKE_ANYTHING = frozenset({"lazy_litellm.py", "prices.py", "replies.py"})
-_TAKE_ANYTHING_THERE = frozenset({"abilities", "_call"})
+_TAKE_ANYTHING_THERE = frozenset({"abilities", "_call", "close"})
 
 
 @contextmanager
@@ -112,7 +115,7 @@ def _is_heard(record: logging.LogRecord) -> bool:
 
 
 def _source(code: CodeType, line: int) -> str:
-    return linecache.getline(code.co_filename, line).strip()
+    return linecache.getline(code.co_filename, line).partition("  #")[0].strip()
 
 
 def _place(code: CodeType, line: int) -> str:

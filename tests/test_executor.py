@@ -239,6 +239,21 @@ def test_all_that_a_model_wrote_is_counted() -> None:
     assert "".join(executor._pieces(chunk)) == "thought said read{}"  # noqa: SLF001
 
 
+def test_a_stream_that_is_not_let_go_of_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer is there all the same, at once, and the log says why a later call may wait."""
+
+    def fails(_source: object) -> None:
+        raise KeyError("a fault")
+
+    monkeypatch.setattr(executor, "_let_go", fails)
+    reply, _, _ = ask(say("an answer"), monkeypatch=monkeypatch)
+    assert reply.response.choices[0].message.content == "an answer"
+    assert "a stream was not let go of" in caplog.text
+    assert "KeyError: 'a fault'" in caplog.text
+
+
 STOPPED = """\
 import faulthandler, os, sys, time
 faulthandler.dump_traceback_later(50, exit=True)  # where it hangs
