@@ -77,7 +77,7 @@ def test_a_reply_is_made_to_fit(world: World) -> None:
     (request,) = world.paid.requests
     (row,) = rows()
     assert 1024 <= request["max_completion_tokens"] < 4000
-    assert 0.05 < row["reserved_usd"] <= 0.06
+    assert 0.05 < row["reserved_usd"] <= 0.06 + 1e-9  # floats: a thousandth of a millionth is let pass (budget.py)
     assert row["cost_usd"] == pytest.approx(100 * 2.5e-6 + 20 * 15e-6)
 
 

@@ -8,11 +8,13 @@ Every key is a canary: `leaks` looks for it, after each test (conftest.py), in a
 
 from __future__ import annotations
 
+import atexit
 import base64
 import hashlib
 import logging
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
@@ -29,6 +31,8 @@ import trustme
 from tests.endpoints import Endpoint, Script, in_order, say
 
 ROOT = Path(tempfile.mkdtemp(prefix="hermes-fallback-tests-"))
+# Leave nothing behind: after what Hermes does at the end, which makes a folder there, for it is imported later.
+atexit.register(shutil.rmtree, ROOT, ignore_errors=True)
 HOME = ROOT / "hermes"
 HOME.mkdir()
 KEY = "sk-canary-0123456789abcdef"
