@@ -64,13 +64,6 @@ _REVIEW_THREAD = "bg-review"
 # Surfaces on which no command is typed; on the others, without a chat, a command is meant for the session used last.
 _NOBODY_TYPES = frozenset({"api_server", "cron", "subagent", "webhook"})
 
-
-_LONGEST_TURN_SECONDS = 43_200.0
-"""A turn that began longer ago, and of whose end Hermes has said nothing, has most likely failed."""
-
-_LONGEST_TURN_SECONDS = 43_200.0
-"""A turn that began longer ago, and of whose end Hermes has said nothing, has most likely failed."""
-
 _LONGEST_TURN_SECONDS = 43_200.0
 """A turn that began longer ago, and of whose end Hermes has said nothing, has most likely failed."""
 

@@ -223,7 +223,7 @@ class _Stream:
     @property
     def was_refused(self) -> bool:
         """Whether the provider took up no work for it, as far as its end tells."""
-        return was_refused(self.error, begun=self._watch is not None and self._watch.begun)
+        return was_refused(self.error, accepted=self._watch is not None and self._watch.accepted)
 
     def _read(self) -> None:
         last: tuple[str, Any] = ("end", None)
@@ -320,7 +320,7 @@ class _Watch:
 
     def __init__(self, source: Any, closed: threading.Event) -> None:
         self._closed = closed
-        self.begun = False
+        self.accepted = False
         """Whether the provider began to answer: its status was a good one."""
         self.ended: bool | None = None
         """Whether Gemini gave a finish reason; None for other providers."""
@@ -333,7 +333,7 @@ class _Watch:
             source.make_call = lambda **options: self._attach(make_call(**options))
 
     def _attach(self, iterator: Any) -> Any:
-        self.begun = True
+        self.accepted = True
         parse = getattr(iterator, "chunk_parser", None)
         if parse is not None:
 

@@ -104,17 +104,17 @@ def execution_error(
     )
 
 
-def was_refused(error: Any, *, begun: bool = False) -> bool:
+def was_refused(error: Any, *, accepted: bool = False) -> bool:
     """Tell whether an endpoint took up no work: it said no, or was not reached (litellm makes a 500 of that).
 
-    `begun`: it had begun to answer, so that only what it says itself is a refusal, and nothing that reading met.
+    `accepted`: its status was a good one, so that only what it says itself is a refusal, and nothing that reading met.
     """
     if error is None:
         return False  # stopped, or waited for in vain: it may have been at work
     status = getattr(error, "status_code", None)
     if not isinstance(status, int) or status < 400:
         return False
-    if begun and type(_first_cause(error)).__module__.partition(".")[0] not in _SAID_BY_PROVIDER:
+    if accepted and type(_first_cause(error)).__module__.partition(".")[0] not in _SAID_BY_PROVIDER:
         return False
     timed_out = isinstance(error, lazy_litellm.load().exceptions.Timeout) or status == 408
     return not timed_out and not _connection_causes(error) & _BROKEN_OFF

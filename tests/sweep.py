@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import linecache
 import logging
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ import pytest
 import hermes_fallback
 from tests.test_escalation import rows
 from tests.test_faults import fault_of, history
-from tests.test_guard import failing_at
+from tests.test_guard import failing_at, traced
 from tests.test_money import stuck_each_task
 from tests.world import ISSUE_BLOCK, Screen, World
 
@@ -61,15 +59,9 @@ def lines_run() -> Iterator[list[tuple[CodeType, int]]]:
         return in_function if frame.f_code.co_filename.startswith(OURS) else None
 
     lines: list[tuple[CodeType, int]] = []
-    before = sys.gettrace()
-    threading.settrace(trace)
-    sys.settrace(trace)
-    try:
+    with traced(trace):
         yield lines
-    finally:
-        sys.settrace(before)
-        threading.settrace(before)
-        lines += [one for one in found if _source(*one) not in _OUT_OF_REACH]
+    lines += [one for one in found if _source(*one) not in _OUT_OF_REACH]
 
 
 @pytest.mark.timeout(3600)

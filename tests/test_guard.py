@@ -43,11 +43,18 @@ def failing_at(code: CodeType, line: int, *, most: float = math.inf) -> Iterator
     def trace(frame: FrameType, _event: str, _: Any) -> Callable[..., Any] | None:
         return in_function if frame.f_code is code else None
 
+    with traced(trace):
+        yield times
+
+
+@contextmanager
+def traced(trace: Callable[[FrameType, str, Any], Callable[..., Any] | None]) -> Iterator[None]:
+    """Have `sys.settrace` call this in whatever thread."""
     before = sys.gettrace()
     threading.settrace(trace)
     sys.settrace(trace)
     try:
-        yield times
+        yield
     finally:
         sys.settrace(before)
         threading.settrace(before)
