@@ -40,8 +40,11 @@ def told_tokens(usage: object, *names: str) -> int | None:
 
     Some count below nothing, and say 2 to the power of 64 or so.
     """
-    told = (getattr(usage, name, None) for name in names)
-    return next((number for number in told if type(number) is int and 0 <= number <= _MOST_TOKENS), None)
+    for name in names:
+        number = getattr(usage, name, None)
+        if type(number) is int and 0 <= number <= _MOST_TOKENS:
+            return number
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,9 @@ def decide(
     if is_refused(switches):
         return Stay()
     holder = holding(switches, policy, names)
-    matched = _match(events, controls, policy, calls=index.calls, holder=holder, now=now)
+    matched = _match(
+        events, controls, policy, calls=index.calls, holder=holder, is_switched_off=is_off(switches), now=now
+    )
     if holder is None and matched is None:
         return Stay()
     if matched is not None:
@@ -153,6 +155,7 @@ def _match(
     *,
     calls: Sequence[int],
     holder: Escalated | None,
+    is_switched_off: bool,
     now: float,
 ) -> tuple[TriggerName, Evidence] | None:
     taken, task, started_at, aside = _borders(controls, holder)
@@ -160,7 +163,6 @@ def _match(
     observed = events[start:] if start else events
     if aside:
         observed = [event for at, event in enumerate(events) if at >= start and at not in aside]
-    off = is_off([event for _, event in controls])
     usual = Limits(
         after=policy.max_local_attempts,
         task_timeout_seconds=policy.task_timeout_seconds,
@@ -172,7 +174,7 @@ def _match(
     )
     for name, trigger in TRIGGERS.items():
         # /escalate is the user's own word: it stands even where the automatic ones were switched off.
-        if name not in policy.trigger_on or (off and name != "user_request"):
+        if name not in policy.trigger_on or (is_switched_off and name != "user_request"):
             continue
         if name == "task_type" and holder is not None:
             continue  # it is there already
