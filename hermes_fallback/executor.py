@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import lazy_litellm, prices
+from . import host, keys, lazy_litellm, prices
 from .budget import NOTHING_USED, Usage, told_tokens
 from .config import USUAL_TIMEOUT_SECONDS, Tier
 from .provider_errors import CUT_OFF, UNREADABLE, ExecutionError, execution_error, missing_key, was_refused
@@ -63,7 +63,7 @@ def fault_of(tier: Tier) -> str | None:
     except litellm.exceptions.BadRequestError:
         return f"litellm knows no provider “{tier.provider}”; see docs.litellm.ai/docs/providers for its names"
     if tier.api_key_env is not None:
-        return None if os.environ.get(tier.api_key_env) else missing_key(tier, tier.api_key_env)
+        return None if keys.at_hand().get(tier.api_key_env) else missing_key(tier, tier.api_key_env)
     missing = litellm.validate_environment(tier.litellm_name)["missing_keys"]
     return missing_key(tier, ", ".join(missing)) if missing else None
 
@@ -162,12 +162,32 @@ def _arguments(tier: Tier, handoff: Mapping[str, Any]) -> dict[str, Any]:
     most = "max_completion_tokens" if tier.provider == "openai" and tier.base_url is None else "max_tokens"
     optional = {"base_url": tier.base_url, most: tier.max_tokens, "temperature": tier.temperature}
     arguments.update({name: value for name, value in optional.items() if value is not None})
-    if tier.api_key_env is not None:
-        key = os.environ.get(tier.api_key_env)
-        if not key:
-            raise ExecutionError(f"{tier.name}: {missing_key(tier, tier.api_key_env)}", transient=False)
-        arguments["api_key"] = key
-    return arguments
+    return {**arguments, **_key(tier)}
+
+
+def _key(tier: Tier) -> dict[str, str]:
+    """Return the key and the address that litellm is not to look for in the environment.
+
+    Raises:
+        ExecutionError: the key is not set, or the address is another profile's.
+    """
+    of_profile = host.profile_secrets()
+    if tier.api_key_env is None and (of_profile is None or "api_key" in tier.extra):
+        return {}
+    name = tier.api_key_env or keys.usual_name(tier)
+    key = keys.at_hand().get(name)
+    if not key:
+        raise ExecutionError(f"{tier.name}: {missing_key(tier, name)}", transient=False)
+    found = {"api_key": key}
+    if of_profile is None or tier.base_url is not None:
+        return found
+    for name in keys.usual_addresses(tier):
+        if of_profile.get(name):
+            return {**found, "base_url": of_profile[name]}
+        if os.environ.get(name):
+            message = f"{tier.name}: not asked, for {name} is that of another profile; write `base_url` beside `model`"
+            raise ExecutionError(message, transient=False)
+    return found
 
 
 def _cache_markers(tier: Tier) -> dict[str, Any]:

@@ -110,6 +110,20 @@ def hermes_home() -> Path:
     return Path(get_hermes_home())
 
 
+def profile_secrets() -> Mapping[str, str] | None:
+    """Return the secrets of the profile that this thread works for; None where they are in the environment.
+
+    Only a gateway that serves several profiles has them apart (0.17 to 0.19 `gateway.multiplex_profiles`).
+    """
+    try:
+        from agent import secret_scope  # noqa: PLC0415  # only there when Hermes runs
+    except ImportError:
+        return None
+    secrets: Mapping[str, str] | None = secret_scope.current_secret_scope()
+    # What works for no profile in such a gateway is to have no key.
+    return {} if secrets is None and secret_scope.is_multiplex_active() else secrets
+
+
 @dataclass(frozen=True, slots=True)
 class RecordedSession:
     """A session as Hermes recorded it; `prompt_tokens` is what its calls took on the mean, None where unknown."""

@@ -70,17 +70,24 @@ def _import_undisturbed(name: str) -> Any:
     """Import a large module in less time, and without others noticing.
 
     A quarter of the time is the garbage collector's, which finds nothing and lets no thread run meanwhile; and who
-    waits for the interpreter gets it after half a millisecond, not after five (benchmarks/RESULTS.md).
+    waits for the interpreter gets it after half a millisecond, not after five (benchmarks/RESULTS.md). With the mode
+    that is set, litellm does not read the first `.env` above its own folder into this process, where the keys of
+    another of Hermes's profiles may be, or of a project (1.105.3, litellm/__init__.py).
     """
     if name in sys.modules:
         return importlib.import_module(name)  # waits, where another thread is still at it
     with _loading:
-        collects, interval = gc.isenabled(), sys.getswitchinterval()
+        collects, interval, mode = gc.isenabled(), sys.getswitchinterval(), os.environ.get("LITELLM_MODE")
         gc.disable()
+        os.environ["LITELLM_MODE"] = "PRODUCTION"
         sys.setswitchinterval(min(interval, _SWITCH_SECONDS))
         try:
             return importlib.import_module(name)
         finally:
             sys.setswitchinterval(interval)
+            # Not for the programs that Hermes's tools start.
+            os.environ.pop("LITELLM_MODE")
+            if mode is not None:
+                os.environ["LITELLM_MODE"] = mode
             if collects:
                 gc.enable()

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import explain, lazy_litellm
+from . import explain, keys, lazy_litellm
 from .budget import NOTHING_USED
 from .config import Tier
 
@@ -198,7 +198,8 @@ def _quotable(message: str, messages: Sequence[Mapping[str, Any]], tier: Tier) -
 
 def _without_keys(said: str, tier: Tier) -> str:
     """Mask what looks like a key, and what is one by the name that it goes by in the environment."""
-    named = (value for name, value in os.environ.items() if name == tier.api_key_env or _HOLDS_KEY.search(name))
+    variables = [*os.environ.items(), *keys.at_hand().items()]
+    named = (value for name, value in variables if name == tier.api_key_env or _HOLDS_KEY.search(name))
     for key in sorted(named, key=len, reverse=True):
         if len(key) >= _KEY_CHARS:
             said = said.replace(key, "***")
@@ -206,5 +207,4 @@ def _without_keys(said: str, tier: Tier) -> str:
 
 
 def _key_advice(tier: Tier) -> str:
-    name = tier.api_key_env or f"{tier.provider.upper().replace('-', '_')}_API_KEY"
-    return f"put it into Hermes's .env as {name}"
+    return f"put it into Hermes's .env as {tier.api_key_env or keys.usual_name(tier)}"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,6 +172,38 @@ def test_import_prints_nothing_and_asks_no_network() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("mode", [None, "DEV"])
+def test_import_reads_no_env_file(mode: str | None, tmp_path: Path) -> None:
+    """A `.env` above litellm's folder, of Hermes's default profile or of a project, does not come into the process.
+
+    Whose key is in it would pay, and Hermes's terminal tool would hand it on.
+    """
+    litellm = find_spec("litellm")
+    assert litellm is not None
+    installed = Path(str(litellm.origin)).parents[1]
+    (tmp_path / "site-packages").symlink_to(installed)
+    (tmp_path / ".env").write_text("OPENAI_API_KEY=sk-of-somebody-else\n")
+    # A file, as `hermes` is: without one, the search begins in the working directory.
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\n"
+        "before = dict(os.environ)\n"
+        "from hermes_fallback import lazy_litellm\n"
+        "lazy_litellm.load()\n"
+        "print(sys.modules['litellm'].__file__)\n"
+        "print(sorted(set(os.environ.items()) ^ set(before.items())))\n"
+    )
+    root = Path(executor.__file__).parents[1]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("LITELLM_", "OPENAI_"))}
+    env["PYTHONPATH"] = f"{tmp_path / 'site-packages'}:{root}"
+    if mode is not None:
+        env["LITELLM_MODE"] = mode
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True, env=env)
+    origin, changed = done.stdout.splitlines()
+    assert Path(origin).is_relative_to(tmp_path)
+    assert changed == "[('LITELLM_LOCAL_MODEL_COST_MAP', 'True')]"
 
 
 @pytest.mark.parametrize("collects", [True, False])
