@@ -209,10 +209,15 @@ def _prepare(tier: Tier, task: Task, request: Mapping[str, Any], reason: str) ->
         count_tokens=lambda messages: prices.count_tokens(tier, messages, request.get("tools")),
     )
 
+    def is_interrupted() -> bool:
+        # Asked all the time that it takes, and for so long Hermes would hear of nothing.
+        task.live.touch(f"waiting for {tier.name}")
+        return task.is_interrupted()
+
     def send(most: int | None) -> Reply:
         on_text = task.live.stream if task.live.begin_answer() else _nobody_watches
         limited = replace(tier, max_tokens=most)
-        return executor.complete(limited, prepared, is_interrupted=task.is_interrupted, on_text=on_text)
+        return executor.complete(limited, prepared, is_interrupted=is_interrupted, on_text=on_text)
 
     policy = task.config.policy
     # Where nobody looks at it before the call is over, a bound will do: to count takes as long as to hand over.

@@ -248,7 +248,7 @@ def tool_event(
         return None  # the user stopped the turn
     # The words at the end are the command's own; those further up may be a test's.
     own = fingerprint.error_words(output[-_OWN_WORDS_CHARS:])
-    said = own or f"exit status {exit_status}"
+    said = own or sys.intern(f"exit status {exit_status}")
     done = signs.of_call(tool, args)
     return ToolFailed(at, tool, call, whole, said, None, command=True, on_purpose=own is None, signs=done)
 

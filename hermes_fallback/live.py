@@ -76,6 +76,10 @@ class LiveAgent:
         """Show a piece of the answer as it comes (0.19 run_agent.py `_fire_stream_delta`)."""
         return self._call("_fire_stream_delta", text) is not _ABSENT
 
+    def touch(self, doing: str) -> None:
+        """Say that the turn goes on, for cron and others end one that is idle (0.17 to 0.19 `_touch_activity`)."""
+        self._call("_touch_activity", doing)
+
     def can_fall_over(self) -> bool:
         """Whether Hermes has a fallback provider left (0.17 to 0.19 `_has_pending_fallback`); yes if unknown."""
         return self._call("_has_pending_fallback") is not False

@@ -166,7 +166,8 @@ _MAX_LEVELS = 8  # twice the deepest shape of a call, a list of {"tool_calls": [
 
 _DECODER = json.JSONDecoder(strict=False)
 _WORD = re.compile(r"[^\W\d_]{3}")
-_THINKING = re.compile(r"<(think|thinking|reasoning|thought)\b[^<>]*>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+# What is no "<" is passed over at once: thoughts are long.
+_THINKING = re.compile(r"<(think|thinking|reasoning|thought)\b[^<>]*>[^<]*(?:<(?!/\1>)[^<]*)*(?:</\1>)?", re.IGNORECASE)
 _REST_OF_TAG = re.compile(r"(?<=.)[\"'<>].*", re.DOTALL)
 _CLOSING_TAG = re.compile(r"</?[\w|:-]+>|<\|[\w|]+>|\[/?[A-Z_]+\]")
 _FENCE_MARK = re.compile(r"```")

@@ -224,6 +224,24 @@ def test_api_server(world: World) -> None:
     assert [row["trigger"] for row in rows()] == ["repeated_tool_failure"]
 
 
+def test_a_turn_that_waits_is_not_idle(world: World) -> None:
+    """Cron, and a parent of sub-agents, ends a turn of which Hermes has heard nothing for long."""
+    agent = world.agent()
+    seconds = 0.6
+    heard: list[dict[str, Any]] = []
+
+    def slow(_request: dict[str, Any], _index: int) -> Answer:
+        time.sleep(seconds)
+        heard.append(agent.get_activity_summary())
+        return say("paid answer")
+
+    world.local.script, world.paid.script = missing, slow
+    assert world.ask(agent=agent)["final_response"].startswith("paid answer")
+    (activity,) = heard
+    assert activity["last_activity_desc"] == "waiting for openai/gpt-5.4"
+    assert activity["seconds_since_activity"] < seconds
+
+
 def test_cron(world: World) -> None:
     """A job that runs with nobody there is escalated like any other task, and waits for nobody."""
     from cron.scheduler import run_job  # noqa: PLC0415
