@@ -37,7 +37,7 @@ _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: clos
 
 def main() -> None:
     """Print the tables."""
-    with _endpoint() as url, tempfile.TemporaryDirectory() as folder:
+    with endpoint() as url, tempfile.TemporaryDirectory() as folder:
         print(f"{measuring.machine()}. Medians of {ROUNDS} rounds, ± half the interquartile range.\n")
         _cold(url, Path(folder))
         _warming(url, Path(folder))
@@ -311,7 +311,8 @@ def _say_hi(client: Any) -> None:
 
 
 @contextmanager
-def _endpoint() -> Iterator[str]:
+def endpoint() -> Iterator[str]:
+    """A paid endpoint in a process of its own."""
     with subprocess.Popen([sys.executable, __file__, "serve"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None  # noqa: S101  # for mypy
         try:

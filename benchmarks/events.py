@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +27,7 @@ from hermes_fallback import lazy_litellm
 ROUNDS, TIMES = 15, 200
 SESSIONS = 1000
 BLOCK = "model_routing:\n  fallback: {provider: openai, model: gpt-5.4}\n"
+QUIET_BLOCK = f"{BLOCK}  fallback_policy: {{trigger_on: [user_request]}}\n"
 KILOBYTE = 1024
 TOOLS = [
     {
@@ -317,6 +318,10 @@ def _calls(world: World) -> None:
         "with a tool call": _reply(("read_file", {"path": "a.py"}), words="Let me look at the file."),
         "with a file to write": _reply(("write_file", writing)),
         "with its final answer": _reply(words=f"The tests pass now.\n{text(500, 1)}"),
+        "with a tool call, after 4 KB of thoughts": _reply(
+            ("read_file", {"path": "a.py"}), words=f"<think>{text(4 * KILOBYTE, 1)}</think>"
+        ),
+        "with a final answer of 4 KB": _reply(words=f"The tests pass now.\n{text(4 * KILOBYTE, 1)}"),
     }
     world.with_hook()
     for name, answer in answers.items():
@@ -387,26 +392,40 @@ def _session(world: World, events: int) -> tuple[str, dict[str, Any]]:
 
 def _memory(world: World) -> None:
     print(f"\n### Memory of {SESSIONS:,} sessions at once\n")
-    print("| events in each | all events | KB for each session |\n|---|---|---|")
+    print("| events in each | all events | KB for each, files are read | commands fail |\n|---|---|---|---|")
     world.with_hook()
     world.with_middleware()
-    gc.collect()
     tracemalloc.start()
+    counts = (2, 20, 100, 200, 300)
+    sides = [_kilobytes(world, SAMPLES[name], counts) for name in ("source code, a new call", "a command that fails")]
+    for count, read, failing in zip(counts, *sides, strict=True):
+        print(f"| {count} | {count * SESSIONS:,} | {read:.1f} | {failing:.1f} |", flush=True)
+    tracemalloc.stop()
+
+
+def _kilobytes(world: World, sample: Sample, counts: Sequence[int]) -> list[float]:
+    """Return what a session takes after so many events, each second one a result like the sample."""
+    gc.collect()
     before = tracemalloc.get_traced_memory()[0]
+    # Asked by nobody but the user: a paid call would be measured along.
+    measuring.configure(Path(os.environ["HERMES_HOME"]), QUIET_BLOCK)
     request = {"model": "local", "tools": TOOLS, "messages": [{"role": "user", "content": "Fix it."}]}
-    turns = [world.open_turn(f"memory-{number}") for number in range(SESSIONS)]
-    done = 0
-    for count in (2, 20, 100, 200):
+    sessions = [f"memory-{before}-{number}" for number in range(SESSIONS)]
+    turns = [world.open_turn(session) for session in sessions]
+    done, found = 0, []
+    for count in counts:
         for turn in turns:
             for number in range(done, count, 2):
-                answer = _reply(("read_file", {"path": f"{turn}/{number}.py"}), words="I cannot see it.")
+                tool, args, result, more = sample(number)
+                answer = _reply((tool, args), words="I cannot see it.")
                 world.call(turn, request, lambda _, answer=answer: answer)
-                world.hook(turn, "read_file", {"path": f"{turn}/{number}.py"}, text(2 * KILOBYTE, number))
+                world.hook(turn, tool, args, result, **more)
         done = count
         gc.collect()
-        each = (tracemalloc.get_traced_memory()[0] - before) / SESSIONS / KILOBYTE
-        print(f"| {count} | {count * SESSIONS:,} | {each:.1f} |", flush=True)
-    tracemalloc.stop()
+        found.append((tracemalloc.get_traced_memory()[0] - before) / SESSIONS / KILOBYTE)
+    for session in sessions:
+        world.manager.invoke_hook("on_session_finalize", session_id=session)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What it costs to have the plugin: `hermes --version` and plugin discovery, with and without it, in turn.
+"""What it costs to have the plugin: a start of the real `hermes` and plugin discovery, with and without it, in turn.
 
 Run by `make bench`, which puts the table into RESULTS.md. Medians of fresh processes, the two sides alternating so
-that the machine's moods hit both. In a bare process, most of the difference is Hermes's own `ctx.register_command`,
-which imports prompt_toolkit to look for a name that is taken; where there are slash commands, that is loaded anyway.
+that the machine's moods hit both. `hermes --version` loads no plugin. In a bare process, and so with `hermes -z`, most
+of the difference is Hermes's own `ctx.register_command`, which imports prompt_toolkit to look for a name that is taken;
+where there are slash commands, that is loaded anyway.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-import measuring  # beside this file
+import escalating
+import measuring  # both beside this file
 
 HERMES = Path(sys.executable).with_name("hermes")
 ROUNDS = 15
@@ -62,20 +64,23 @@ BLOCK = "model_routing: {fallback: {provider: openai, model: gpt-5.4}}\n"
 
 def main() -> None:
     """Measure and print."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, escalating.endpoint() as url:
+        local = f"model: {{provider: custom, default: local, base_url: {url}/0/v1, context_length: 65536}}\n"
         homes = {
-            name: measuring.home(Path(folder) / name, BLOCK, enabled=name == "with") for name in ("without", "with")
+            name: measuring.home(Path(folder) / name, BLOCK + local, enabled=name == "with")
+            for name in ("without", "with")
         }
         print(f"{measuring.machine()}. Medians of {ROUNDS} fresh processes, ± half the interquartile range.\n")
         print("| what | without | with | difference |\n|---|---|---|---|")
         for name, unit, measure in (
-            ("`hermes --version`", "ms", _version),
+            ("`hermes --version`", "ms", partial(_hermes, "--version")),
+            ("`hermes -z`, to the end of a turn with one call", "ms", partial(_hermes, "-z", "Hi")),
             ("plugin discovery on a surface with slash commands", "ms", _discovery_with_commands),
             ("plugin discovery in a bare process", "ms", _discovery),
             ("resident memory after discovery, with slash commands", "MB", partial(_memory, MEMORY)),
             ("resident memory after a turn of 21 calls without a failure", "MB", partial(_memory, TURN)),
         ):
-            sides = {side: partial(measure, _environment(home)) for side, home in homes.items()}
+            sides = {side: partial(measure, env=_environment(home)) for side, home in homes.items()}
             values = measuring.in_turn(sides, rounds=ROUNDS)
             row = " | ".join(f"{measuring.shown(values[side])} {unit}" for side in homes)
             print(f"| {name} | {row} | {measuring.difference(values, 'with', 'without'):+.1f} {unit} |", flush=True)
@@ -87,9 +92,9 @@ def _environment(home: Path) -> dict[str, str]:
     return {**os.environ, **compiled, "HERMES_HOME": str(home), "HOME": str(home)}
 
 
-def _version(env: dict[str, str]) -> float:
+def _hermes(*arguments: str, env: dict[str, str]) -> float:
     start = time.perf_counter()
-    subprocess.run([str(HERMES), "--version"], env=env, check=True, capture_output=True)
+    subprocess.run([str(HERMES), *arguments], env=env, check=True, capture_output=True)
     return (time.perf_counter() - start) * 1000
 
 

@@ -16,11 +16,11 @@ from subprocess import CompletedProcess
 import pytest
 
 from hermes_fallback import cli
-from tests import world  # noqa: F401  # Hermes's home is to be a test's own before Hermes is imported
+from tests import world  # first of all that imports Hermes: its home is to be a test's own
 
 
 def escalation(home: Path, *arguments: str, **env: str) -> CompletedProcess[str]:
-    """Run one of our commands in a Hermes home, without a terminal."""
+    """Run one of our commands in a Hermes home, without a terminal; no key is in what it says."""
     home.mkdir(exist_ok=True)
     parser = argparse.ArgumentParser(prog="hermes escalation")
     cli.set_up(parser)
@@ -39,4 +39,6 @@ def escalation(home: Path, *arguments: str, **env: str) -> CompletedProcess[str]
             status = 0
     time.tzset()
     assert isinstance(status, int), status
+    found = world.leaks((shown.getvalue(), said.getvalue()))
+    assert not found, found
     return CompletedProcess([*arguments], status, shown.getvalue(), said.getvalue())

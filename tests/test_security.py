@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hermes_fallback import events, handoff
+from hermes_fallback import cli, events, handoff
 from hermes_fallback.budget import Allowed, Spent, Usage
 from hermes_fallback.journal import Journal, JournalError, Opening, Reserved
 from hermes_fallback.ledger import Ledger
@@ -849,6 +849,13 @@ def test_keys_that_get_out_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert leaks(["sk-c…cdef ***"], files=[file]) == []
     monkeypatch.setenv("SOME_KEY", "another-one-of-a-test")
     assert leaks(["another-one-of-a-test"])
+
+
+def test_a_command_that_prints_a_key_does_not_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What `hermes escalation` says is searched, too."""
+    monkeypatch.setattr(cli, "run", lambda _: print(KEY))
+    with pytest.raises(AssertionError, match="behind"):
+        escalation(tmp_path, "status")
 
 
 def test_a_world_with_a_key_in_it_does_not_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
