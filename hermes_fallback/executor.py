@@ -12,6 +12,7 @@ import os
 import queue
 import threading
 import time
+import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -426,6 +427,7 @@ def _drain(
 
 def _reply(stream: _Stream, tier: Tier, *, seconds: float) -> Reply:
     litellm = lazy_litellm.load()
+    _tell_calls_apart(stream.chunks)
     response = litellm.stream_chunk_builder(stream.chunks, messages=stream.messages)
     if response is None or not response.choices:
         raise ExecutionError(f"{tier.name}: the reply was empty", transient=True)
@@ -450,6 +452,28 @@ def _reply(stream: _Stream, tier: Tier, *, seconds: float) -> Reply:
         output_tokens=told_tokens(usage, "completion_tokens"),
         cost_usd=prices.cost_of_reply(tier, response),
     )
+
+
+def _tell_calls_apart(chunks: Sequence[Any]) -> None:
+    """Give each tool call in a reply's chunks a number and an id of its own.
+
+    Some endpoints number all calls of a reply 0 (Ollama 0.20, ollama#15457), or none (Google's OpenAI-compatible one):
+    `stream_chunk_builder` makes one call of them, and leaves out a call without an id (litellm 1.105.3). As in Hermes
+    (0.19 `agent/chat_completion_helpers.py`), another id under the same number begins another call.
+    """
+    places: dict[int, int] = {}
+    """By the endpoint's number, where the call stands that has it now."""
+    ids: dict[int, str] = {}
+    count = 0
+    deltas = (choice.delta for chunk in chunks for choice in chunk.choices)
+    for piece in (piece for delta in deltas for piece in delta.tool_calls or ()):
+        number, id_ = piece.index, piece.id
+        if number not in places or (id_ and id_ != ids.get(number, id_)):
+            places[number], count = count, count + 1
+            piece.id = id_ or f"call_{uuid.uuid4().hex}"
+        if id_:
+            ids[number] = id_
+        piece.index = places[number]
 
 
 def _used(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds: float) -> Usage:

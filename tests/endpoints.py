@@ -82,6 +82,20 @@ def raw_call(tool: str, arguments: str, **more: Any) -> Answer:
     return Answer(calls=((tool, arguments),), **more)
 
 
+def streamed(*deltas: dict[str, Any], finish_reason: str = "stop", usage: dict[str, Any] | None = None) -> Answer:
+    """A reply in OpenAI's chunks, of these deltas and this usage as they are."""
+    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "any"}
+    reasons = [*[None] * len(deltas), finish_reason]
+    sent = [
+        {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+        for delta, reason in zip([*deltas, {}], reasons, strict=True)
+    ]
+    end = [{**head, "choices": [], "usage": usage}] if usage else []
+    data = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in [*sent, *end])
+    start = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+    return Answer(raw=f"{start}{data}data: [DONE]\n\n".encode())
+
+
 def fail(status: int, message: str = "no", code: str | None = None, **more: Any) -> Answer:
     """An error in OpenAI's shape."""
     return Answer(status=status, error={"message": message, "type": "error", "param": None, "code": code}, **more)

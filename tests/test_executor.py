@@ -19,7 +19,7 @@ from hermes_fallback import executor, handoff, lazy_litellm, prices
 from hermes_fallback.config import Tier
 from hermes_fallback.executor import Interrupted, Reply
 from hermes_fallback.provider_errors import ExecutionError
-from tests.endpoints import Answer, Endpoint, call, fail, in_order, say
+from tests.endpoints import Answer, Endpoint, call, fail, in_order, say, streamed
 from tests.world import KEY
 
 TOOLS = [{"type": "function", "function": {"name": "read", "parameters": {"type": "object", "properties": {}}}}]
@@ -55,6 +55,48 @@ def test_tool_call(monkeypatch: pytest.MonkeyPatch) -> None:
     (tool_call,) = reply.response.choices[0].message.tool_calls
     assert (tool_call.function.name, tool_call.function.arguments) == ("read", '{"path": "x"}')
     assert pieces == []
+
+
+def piece(arguments: str, **more: Any) -> dict[str, Any]:
+    """A piece of a call to `read`, as a chunk has it."""
+    return {"type": "function", "function": {"name": "read", "arguments": arguments}, **more}
+
+
+TWO_CALLS: dict[str, list[list[dict[str, Any]]]] = {
+    # one list of pieces a chunk
+    "all numbered 0": [[piece('{"path": "a"}', id="a", index=0)], [piece('{"path": "b"}', id="b", index=0)]],
+    "not numbered": [[piece('{"path": "a"}', id="a")], [piece('{"path": "b"}', id="b")]],
+    "not numbered, in one chunk": [[piece('{"path": "a"}', id="a"), piece('{"path": "b"}', id="b")]],
+    "numbered 0, in pieces": [
+        [piece("", id="a", index=0)],
+        [piece('{"path": ', id="a", index=0)],
+        [piece('"a"}', id="", index=0)],
+        [piece('{"path": "b"}', id="b", index=0)],
+    ],
+    "numbered, pieces in turns": [
+        [piece('{"path": ', id="a", index=0), piece('{"path": ', id="b", index=1)],
+        [piece('"b"}', index=1), piece('"a"}', index=0)],
+    ],
+    "without ids": [[piece('{"path": "a"}', index=0)], [piece('{"path": "b"}', id="", index=1)]],
+}
+
+
+@pytest.mark.parametrize("chunks", TWO_CALLS.values(), ids=TWO_CALLS)
+@pytest.mark.parametrize(
+    "names", [("openai", "gpt-5.4"), ("mistral", "mistral-large-latest")], ids=lambda names: names[0]
+)
+def test_calls_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, chunks: list[list[dict[str, Any]]], names: tuple[str, str]
+) -> None:
+    """Two calls are two, with an id each, however an endpoint numbers them."""
+    answer = streamed(*({"tool_calls": pieces} for pieces in chunks), finish_reason="tool_calls")
+    reply, _, _ = ask(answer, monkeypatch=monkeypatch, provider=names[0], model=names[1])
+    calls = reply.response.choices[0].message.tool_calls
+    assert [(one.function.name, one.function.arguments) for one in calls] == [
+        ("read", '{"path": "a"}'),
+        ("read", '{"path": "b"}'),
+    ]
+    assert len({one.id for one in calls} - {"", None}) == 2
 
 
 def test_settings_of_the_tier_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
