@@ -210,6 +210,8 @@ class _Stream:
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.chunks: list[Any] = []
         self.finish_reason_seen = True
+        self.is_over = False
+        """Whether it was read to its end."""
         self.error: Any = None
         self.said: Sequence[str] = ()
         self.messages = arguments["messages"]
@@ -264,12 +266,13 @@ class _Stream:
         self._watch = watch = _Watch(self._source, self._closed)
         for chunk in self._source:
             if self._closed.is_set():
-                break
+                return
             self._queue.put(("chunk", chunk))
         # None means that no chunk carried a finish reason: the connection was cut. Absent means unknown.
         received = getattr(self._source, "received_finish_reason", "unknown") is not None
         self.finish_reason_seen = received if watch.ended is None else watch.ended
         self.said = watch.said
+        self.is_over = True
 
 
 _readers: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
@@ -479,7 +482,8 @@ def _tell_calls_apart(chunks: Sequence[Any]) -> None:
 def _used(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds: float) -> Usage:
     """Return what a call used that was refused, broken off or stopped: what came is paid for, and what was read.
 
-    Where nothing came in all these seconds, the model may have been thinking, which is paid for as well.
+    Where nothing was written in all these seconds, the model may have been thinking, which is paid for as well; what
+    that took, an endpoint tells at the end.
     """
     if not stream.chunks and stream.was_refused:
         return NOTHING_USED
@@ -492,7 +496,8 @@ def _used(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds: 
         came = "".join(piece for chunk in stream.chunks for piece in _pieces(chunk))
         counted = litellm.token_counter(model=tier.litellm_name, text=came, count_response_tokens=True)
         tokens_out = max(told_tokens(told, "completion_tokens") or 0, counted)
-        if not stream.chunks:
+        # A chunk may come in which nothing is written: Azure begins with what its filter says of the prompt.
+        if not came and not (told and stream.is_over):
             unseen = int(seconds * _UNSEEN_TOKENS_PER_SECOND)
             tokens_out = unseen if tier.max_tokens is None else min(unseen, tier.max_tokens)
     except Exception:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
@@ -449,3 +449,13 @@ CHAT = Wire(
     end=b"data: [DONE]\n\n",
 )
 """OpenAI's /v1/chat/completions."""
+
+
+def _azure_events(body: dict[str, Any], answer: Answer) -> Iterator[Event]:
+    filtered = {"prompt_filter_results": [{"prompt_index": 0, "content_filter_results": {}}]}
+    yield Event({"id": "", "object": "", "created": 0, "model": "", "choices": [], **filtered})
+    yield from _events(body, answer)
+
+
+AZURE = replace(CHAT, events=_azure_events)
+"""OpenAI's chat API as Azure has it, which says first what its filter thinks of the prompt."""

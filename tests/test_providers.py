@@ -6,7 +6,7 @@ import gc
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from hermes_fallback.config import Tier
 from hermes_fallback.executor import Reply
 from hermes_fallback.provider_errors import ExecutionError
 from tests import wire
-from tests.endpoints import CHAT, Answer, Endpoint, Wire, call, fail, in_order, say
+from tests.endpoints import AZURE, CHAT, Answer, Endpoint, Wire, call, fail, in_order, say
 from tests.test_handoff import messages_of_any_kind, tool_call
 from tests.world import KEY
 
@@ -42,6 +42,7 @@ PROVIDERS = (
     Provider("anthropic", wire.ANTHROPIC, "anthropic", "claude-opus-4-6", 5, 25, 0.5),
     Provider("gemini", wire.GEMINI, "gemini", "gemini-3.1-pro-preview", 2, 12, 0.2),
 )
+AZURE_CHAT = replace(PROVIDERS[0], id="azure", wire=AZURE)
 every_provider = pytest.mark.parametrize("provider", PROVIDERS, ids=lambda provider: provider.id)
 one_of = {provider.id: provider for provider in PROVIDERS}
 
@@ -156,6 +157,18 @@ def test_failure(provider: Provider, failure: Failure) -> None:
         answered(provider, failure.answer, **dict(failure.settings))
     assert caught.value.transient is failure.transient
     assert "a-word-of-the-conversation" not in str(caught.value)
+
+
+@pytest.mark.parametrize("provider", [*PROVIDERS, AZURE_CHAT], ids=lambda provider: provider.id)
+def test_what_was_thought_unseen_is_paid_for(provider: Provider) -> None:
+    """Whatever came before the first word; where the provider tells what an empty reply took, that counts."""
+    with pytest.raises(ExecutionError) as silent:
+        answered(provider, say(TEXT, text_after=2), timeout_seconds=0.8)
+    assert silent.value.used.output_tokens is not None
+    assert silent.value.used.output_tokens >= 0.8 * 150
+    with pytest.raises(ExecutionError, match="empty") as told:
+        answered(provider, say("", headers_after=0.5))
+    assert told.value.used.output_tokens == 20
 
 
 @every_provider
