@@ -113,7 +113,7 @@ def complete(
         stream = _Stream(arguments)
         try:
             _drain(stream, started=started, tier=tier, is_interrupted=is_interrupted, on_text=on_text)
-            return _reply(stream, tier, seconds=time.monotonic() - started)
+            return _reply(stream, tier, handoff.get("tools"), seconds=time.monotonic() - started)
         except (ExecutionError, Interrupted) as error:
             error.used = _used(stream, tier, handoff.get("tools"), seconds=time.monotonic() - started)
             pause = _pause(stream, error)
@@ -212,6 +212,8 @@ class _Stream:
         self.finish_reason_seen = True
         self.is_over = False
         """Whether it was read to its end."""
+        self.told: Any = None
+        """The usage as the endpoint told it: litellm sums it up anew, and leaves out what it does not know."""
         self.error: Any = None
         self.said: Sequence[str] = ()
         self.messages = arguments["messages"]
@@ -272,6 +274,8 @@ class _Stream:
         received = getattr(self._source, "received_finish_reason", "unknown") is not None
         self.finish_reason_seen = received if watch.ended is None else watch.ended
         self.said = watch.said
+        usages = (getattr(chunk, "usage", None) for chunk in reversed(getattr(self._source, "chunks", ())))
+        self.told = next(filter(None, usages), None)
         self.is_over = True
 
 
@@ -428,7 +432,7 @@ def _drain(
                 return
 
 
-def _reply(stream: _Stream, tier: Tier, *, seconds: float) -> Reply:
+def _reply(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds: float) -> Reply:
     litellm = lazy_litellm.load()
     _tell_calls_apart(stream.chunks)
     response = litellm.stream_chunk_builder(stream.chunks, messages=stream.messages)
@@ -448,6 +452,8 @@ def _reply(stream: _Stream, tier: Tier, *, seconds: float) -> Reply:
     if not (message.content or "").strip() and not message.tool_calls:
         raise ExecutionError(f"{tier.name}: the reply was empty", transient=True)
     usage = getattr(response, "usage", None)
+    if usage is not None and stream.told is not None:
+        _set_right(usage, stream, tier, tools)
     return Reply(
         response=response,
         seconds=seconds,
@@ -455,6 +461,27 @@ def _reply(stream: _Stream, tier: Tier, *, seconds: float) -> Reply:
         output_tokens=told_tokens(usage, "completion_tokens"),
         cost_usd=prices.cost_of_reply(tier, response),
     )
+
+
+def _set_right(usage: Any, stream: _Stream, tier: Tier, tools: Sequence[Any] | None) -> None:
+    """Have the usage of a reply say what is paid for.
+
+    Some endpoints tell zeros beside a text, which is counted then. Gateways to Gemini leave its thoughts out of
+    `completion_tokens`, and have them in `total_tokens` alone.
+    """
+    tokens_in, tokens_out = told_tokens(usage, "prompt_tokens"), told_tokens(usage, "completion_tokens")
+    total = told_tokens(stream.told, "total_tokens")
+    if tokens_in is not None and tokens_out is not None:
+        read = tokens_in or prices.count_tokens(tier, stream.messages, tools)
+        written = tokens_out or prices.count_tokens(tier, [{"role": "assistant", "content": _written(stream)}], None)
+        if total is not None:
+            # No more than was asked for, which bounds the thoughts as well.
+            written = max(written, min(total - read, total if tier.max_tokens is None else tier.max_tokens))
+        if (read, written) != (tokens_in, tokens_out):
+            usage.prompt_tokens, usage.completion_tokens, usage.total_tokens = read, written, read + written
+            usage.completion_tokens_details = None  # of the old number
+    for name in ("cost", "is_byok", "cost_details"):
+        setattr(usage, name, getattr(stream.told, name, None))  # litellm has a cost of its own there
 
 
 def _tell_calls_apart(chunks: Sequence[Any]) -> None:
@@ -493,7 +520,7 @@ def _used(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds: 
         # At the end of a stream that was cut, litellm makes one up.
         told = next(usages, None) if stream.finish_reason_seen else None
         tokens_in = told_tokens(told, "prompt_tokens") or prices.count_tokens(tier, stream.messages, tools)
-        came = "".join(piece for chunk in stream.chunks for piece in _pieces(chunk))
+        came = _written(stream)
         counted = litellm.token_counter(model=tier.litellm_name, text=came, count_response_tokens=True)
         tokens_out = max(told_tokens(told, "completion_tokens") or 0, counted)
         # A chunk may come in which nothing is written: Azure begins with what its filter says of the prompt.
@@ -504,6 +531,10 @@ def _used(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds: 
         logger.exception("%s: what an unfinished call used cannot be told", tier.name)
         return Usage()
     return Usage(tokens_in, tokens_out, prices.cost(tier, tokens_in, tokens_out))
+
+
+def _written(stream: _Stream) -> str:
+    return "".join(piece for chunk in stream.chunks for piece in _pieces(chunk))
 
 
 def _pieces(chunk: Any) -> Iterator[str]:

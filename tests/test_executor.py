@@ -110,6 +110,40 @@ def test_settings_of_the_tier_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     assert request["tools"] == TOOLS
 
 
+THOUGHT = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 620}
+
+
+@pytest.mark.parametrize(
+    ("usage", "max_tokens", "written"),
+    [
+        (THOUGHT, None, 520),
+        (THOUGHT, 16_384, 520),
+        (THOUGHT, 300, 300),
+        ({**THOUGHT, "completion_tokens_details": {"reasoning_tokens": 500}}, None, 520),
+        ({**THOUGHT, "total_tokens": 2**64 - 5}, None, 20),
+        ({**THOUGHT, "total_tokens": 0}, None, 20),
+    ],
+)
+def test_thoughts_that_are_in_the_total_alone(
+    monkeypatch: pytest.MonkeyPatch, usage: dict[str, Any], max_tokens: int | None, written: int
+) -> None:
+    """They are paid for like all that is written, as far as the total can be true."""
+    reply, _, _ = ask(streamed({"content": "x"}, usage=usage), monkeypatch=monkeypatch, max_tokens=max_tokens)
+    assert (reply.input_tokens, reply.output_tokens) == (100, written)
+    assert reply.cost_usd == pytest.approx(100 * 2.5e-6 + written * 15e-6)
+    assert reply.response.usage.completion_tokens == written
+
+
+def test_zeros_beside_a_text_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read and written is counted then."""
+    zeros = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    reply, _, _ = ask(streamed({"content": "word " * 50}, usage=zeros), monkeypatch=monkeypatch)
+    read, written = reply.input_tokens or 0, reply.output_tokens or 0
+    assert 30 < read < 100
+    assert 50 < written < 70
+    assert reply.cost_usd == pytest.approx(read * 2.5e-6 + written * 15e-6)
+
+
 def test_unknown_price_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that litellm has no price for costs None, not nothing."""
     reply, _, _ = ask(say("x"), monkeypatch=monkeypatch, model="a-model-of-our-own")
