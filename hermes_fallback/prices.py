@@ -134,10 +134,8 @@ def cost_of_reply(tier: Tier, response: Any) -> float | None:
         return cost(tier, tokens_in, tokens_out)  # nobody reads more from a cache than there is
     if tier.price is not None:
         return tier.price.of(tokens_in, tokens_out, cached_tokens=told_tokens(details, "cached_tokens") or 0)
-    # What a litellm proxy booked, or OpenRouter, under whatever name the model goes there.
-    booked = getattr(usage, "cost", None)
-    if isinstance(booked, int | float) and not isinstance(booked, bool) and 0 < booked < _MOST_USD:
-        return float(booked)
+    if (booked := _booked(usage)) is not None:
+        return booked
     try:
         usd = lazy_litellm.load().completion_cost(
             completion_response=response, model=tier.model, custom_llm_provider=tier.provider
@@ -145,6 +143,23 @@ def cost_of_reply(tier: Tier, response: Any) -> float | None:
         return _known(float(usd), tier.provider, tier.model)
     except Exception:  # noqa: BLE001  # litellm raises a plain Exception for a model that its price map lacks
         return None
+
+
+def _booked(usage: object) -> float | None:
+    """Return what a litellm proxy booked, or OpenRouter, under whatever name the model goes there; None if untold."""
+    fee = _amount(getattr(usage, "cost", None))
+    if getattr(usage, "is_byok", None) is not True:
+        return fee
+    # By the user's own key: the model's provider bills for it, and OpenRouter a share of that, or nothing.
+    details = getattr(usage, "cost_details", None)
+    upstream = _amount(details.get("upstream_inference_cost")) if isinstance(details, Mapping) else None
+    return None if upstream is None else (fee or 0.0) + upstream
+
+
+def _amount(told: object) -> float | None:
+    if isinstance(told, bool) or not isinstance(told, int | float):
+        return None
+    return float(told) if 0 < told < _MOST_USD else None
 
 
 def _known(cost: float, provider: str, model: str) -> float | None:

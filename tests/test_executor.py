@@ -144,6 +144,30 @@ def test_zeros_beside_a_text_are_not_believed(monkeypatch: pytest.MonkeyPatch) -
     assert reply.cost_usd == pytest.approx(read * 2.5e-6 + written * 15e-6)
 
 
+OWN_KEY = {"is_byok": True, "cost_details": {"upstream_inference_cost": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("told", "cost_usd"),
+    [
+        ({"cost": 0.02, **OWN_KEY}, 0.52),
+        ({"cost": 0, **OWN_KEY}, 0.5),
+        # OpenRouter's own key, to which the upstream's bill is the cost itself.
+        ({"cost": 0.5, **OWN_KEY, "is_byok": False}, 0.5),
+        # Not told: by litellm's price.
+        ({"cost": 0.02, "is_byok": True, "cost_details": {"upstream_inference_cost": None}}, 0.00055),
+        ({"cost": 0.02, "is_byok": True, "cost_details": None}, 0.00055),
+    ],
+)
+def test_what_openrouter_lets_the_users_own_key_pay_is_paid(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, Any], cost_usd: float
+) -> None:
+    """The provider's bill counts beside OpenRouter's fee."""
+    usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120, **told}
+    reply, _, _ = ask(streamed({"content": "x"}, usage=usage), monkeypatch=monkeypatch)
+    assert reply.cost_usd == pytest.approx(cost_usd)
+
+
 def test_unknown_price_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that litellm has no price for costs None, not nothing."""
     reply, _, _ = ask(say("x"), monkeypatch=monkeypatch, model="a-model-of-our-own")
