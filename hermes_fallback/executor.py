@@ -63,10 +63,30 @@ def fault_of(tier: Tier) -> str | None:
         litellm.get_llm_provider(tier.litellm_name, api_base=tier.base_url)
     except litellm.exceptions.BadRequestError:
         return f"litellm knows no provider “{tier.provider}”; see docs.litellm.ai/docs/providers for its names"
+    if (without_tools := _without_tools(tier)) is not None:
+        return without_tools
     if tier.api_key_env is not None:
         return None if keys.at_hand().get(tier.api_key_env) else missing_key(tier, tier.api_key_env)
     missing = litellm.validate_environment(tier.litellm_name)["missing_keys"]
     return missing_key(tier, ", ".join(missing)) if missing else None
+
+
+def _without_tools(tier: Tier) -> str | None:
+    """Say that litellm would send a request to the tier without its tools, and what to write instead; None if not.
+
+    `drop_params` drops them without a word (1.105.3: `ollama`, `perplexity`, `sambanova`…), and `ollama` has the model
+    write a call as JSON, which comes back as text.
+    """
+    names = {"model": tier.model, "custom_llm_provider": tier.provider}
+    known = lazy_litellm.load().get_supported_openai_params(**names)
+    allowed = tier.extra.get("allowed_openai_params")
+    if known is None or "tools" in known or (isinstance(allowed, list) and "tools" in allowed):
+        return None
+    if tier.provider == "ollama":
+        advice = "write `provider: ollama_chat`, or `provider: openai` with `base_url: http://…:11434/v1`"
+    else:
+        advice = "name another model, or write `provider: openai` with the `base_url` of its OpenAI-compatible API"
+    return f"litellm gives no tools to “{tier.provider}”, and a task needs them; {advice}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +124,12 @@ def complete(
     Both callables run on the caller's thread, at least every 50 ms.
 
     Raises:
-        ExecutionError: no key, an error of the provider, a timeout, a broken or empty reply.
+        ExecutionError: no key, no tools for it, an error of the provider, a timeout, a broken or empty reply.
         Interrupted: `is_interrupted()` turned true.
     """
     started = time.monotonic()
+    if handoff.get("tools") and (without_tools := _without_tools(tier)) is not None:
+        raise ExecutionError(f"{tier.name}: {without_tools}", transient=False)
     arguments = _arguments(tier, handoff)
     for left in reversed(range(_TRIES)):
         stream = _Stream(arguments)

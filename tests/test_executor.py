@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from hermes_fallback import executor, handoff, lazy_litellm, prices
+from hermes_fallback.budget import NOTHING_USED
 from hermes_fallback.config import Tier
 from hermes_fallback.executor import Interrupted, Reply
 from hermes_fallback.provider_errors import ExecutionError
@@ -202,6 +203,32 @@ def test_refused_key_is_named_not_shown(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(ExecutionError, match=r"put it into Hermes's \.env as TIER_KEY") as caught:
         ask(say("x"), monkeypatch=monkeypatch, key="sk-canary-wrong-key")
     assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("provider", "words"),
+    [
+        ("ollama", "write `provider: ollama_chat`, or `provider: openai` with `base_url: http://…:11434/v1`"),
+        *((provider, "write `provider: openai` with the `base_url`") for provider in ("perplexity", "sambanova")),
+    ],
+)
+def test_a_provider_that_would_get_no_tools_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch, provider: str, words: str
+) -> None:
+    """Without them it would answer as if it had none; `check` says it as well, and what to write instead."""
+    endpoints: list[Endpoint] = []
+    with pytest.raises(ExecutionError, match=words) as caught:
+        ask(say("x"), monkeypatch=monkeypatch, provider=provider, model="a-model", seen=endpoints)
+    assert (endpoints[0].requests, endpoints[0].refusals, endpoints[0].asides) == ([], [], [])
+    assert (caught.value.transient, caught.value.used) == (False, NOTHING_USED)
+    assert words in (executor.fault_of(Tier(provider, "a-model")) or "")
+
+
+def test_who_knows_better_may_send_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By litellm's own key for that."""
+    extra = {"allowed_openai_params": ["tools"]}
+    _, _, endpoint = ask(say("x"), monkeypatch=monkeypatch, provider="sambanova", model="a-model", extra=extra)
+    assert endpoint.requests[0]["tools"] == TOOLS
 
 
 def test_passing_error_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
