@@ -100,10 +100,13 @@ class Abilities:
 
 def abilities(tier: Tier) -> Abilities:
     """Return what the tier's model can take."""
+    unknown = Abilities(vision=None, max_input_tokens=None, tools=None)
+    if not prices.is_in_map(tier.provider):
+        return unknown
     try:
         info = lazy_litellm.load().get_model_info(tier.model, custom_llm_provider=tier.provider)
     except Exception:  # noqa: BLE001  # litellm raises a plain Exception for a model that its map lacks
-        return Abilities(vision=None, max_input_tokens=None, tools=None)
+        return unknown
     # The map says `supports_…` only where it is so; of tools, it does not say it of all that can.
     return Abilities(
         vision=bool(info.get("supports_vision")),

@@ -20,9 +20,16 @@ _COUNT_MARGIN, _CLAUDE_MARGIN, _FRAME_TOKENS = 1.1, 1.6, 400
 # patches, with `detail: original` 10,000, at 1.2 tokens each. litellm 1.105 says 85 where no `detail` is given, and
 # looks into the image, even by fetching it, where one is. A usual one is Claude's 1.15 megapixels.
 _IMAGE_TOKENS, _ORIGINAL_IMAGE_TOKENS, _USUAL_IMAGE_TOKENS = 5_000, 12_000, 1_600
+# Of whose models litellm 1.105 asks the server (`/api/show`), on the turn's own thread, where no stop is heard.
+_ASKS_THE_SERVER = frozenset({"ollama", "ollama_chat"})
 _MOST_USD = 1e6  # nobody pays that for a call: an endpoint that says so is mistaken
 
 logger = logging.getLogger(__name__)
+
+
+def is_in_map(provider: str) -> bool:
+    """Tell whether litellm looks the provider's models up in its own map, and nowhere else."""
+    return provider not in _ASKS_THE_SERVER
 
 
 def count_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
@@ -104,7 +111,7 @@ def price(
     service_tier: str | None = None,
 ) -> float | None:
     """Return what a call costs by litellm's prices, in dollars; None when that is not known."""
-    if input_tokens is None or output_tokens is None:
+    if input_tokens is None or output_tokens is None or not is_in_map(provider):
         return None
     litellm = lazy_litellm.load()
     try:
@@ -136,6 +143,8 @@ def cost_of_reply(tier: Tier, response: Any) -> float | None:
         return tier.price.of(tokens_in, tokens_out, cached_tokens=told_tokens(details, "cached_tokens") or 0)
     if (booked := _booked(usage)) is not None:
         return booked
+    if not is_in_map(tier.provider):
+        return None
     try:
         usd = lazy_litellm.load().completion_cost(
             completion_response=response, model=tier.model, custom_llm_provider=tier.provider

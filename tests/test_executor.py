@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -17,8 +18,8 @@ import pytest
 
 from hermes_fallback import executor, handoff, lazy_litellm, prices
 from hermes_fallback.budget import NOTHING_USED
-from hermes_fallback.config import Tier
-from hermes_fallback.executor import Interrupted, Reply
+from hermes_fallback.config import Price, Tier
+from hermes_fallback.executor import Abilities, Interrupted, Reply
 from hermes_fallback.provider_errors import ExecutionError
 from tests.endpoints import Answer, Endpoint, call, fail, in_order, say, streamed
 from tests.world import KEY
@@ -222,6 +223,20 @@ def test_a_provider_that_would_get_no_tools_is_not_asked(
     assert (endpoints[0].requests, endpoints[0].refusals, endpoints[0].asides) == ([], [], [])
     assert (caught.value.transient, caught.value.used) == (False, NOTHING_USED)
     assert words in (executor.fault_of(Tier(provider, "a-model")) or "")
+
+
+@pytest.mark.parametrize("provider", ["ollama", "ollama_chat"])
+def test_an_ollama_server_is_not_asked_about_its_model(monkeypatch: pytest.MonkeyPatch, provider: str) -> None:
+    """It may hang, and what a model can and costs is asked where no stop is heard: its price is the tier's own."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        monkeypatch.setenv("OLLAMA_API_BASE", f"http://127.0.0.1:{server.getsockname()[1]}")
+        tier = Tier(provider, "a-model")
+        assert executor.abilities(tier) == Abilities(vision=None, max_input_tokens=None, tools=None)
+        assert prices.worst_case(tier, HANDOFF) is None
+        with pytest.raises(BlockingIOError):  # nobody waits for it
+            server.accept()
+    assert prices.cost(Tier(provider, "a-model", price=Price(1, 1)), 500_000, 500_000) == 1
 
 
 def test_who_knows_better_may_send_tools(monkeypatch: pytest.MonkeyPatch) -> None:
