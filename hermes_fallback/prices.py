@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -98,7 +99,17 @@ def cost(tier: Tier, input_tokens: int, output_tokens: int, *, written_to_cache:
     writing = of_tokens(written_to_cache=written_to_cache) if written_to_cache else None
     # Asked for, and not always served: OpenAI's `priority` costs twice as much, `flex` half.
     serving = of_tokens(service_tier=str(tier.extra["service_tier"])) if "service_tier" in tier.extra else None
-    return max(plain, writing or 0.0, serving or 0.0)
+    return max(plain, writing or 0.0, serving or 0.0) * _surcharge(tier)
+
+
+def _surcharge(tier: Tier) -> float:
+    """Return how many times as much Claude costs at the `speed` and in the `inference_geo` that are asked for."""
+    asked = [str(tier.extra[name]).lower() for name in ("speed", "inference_geo") if name in tier.extra]
+    if tier.provider != "anthropic" or not asked:
+        return 1.0
+    info = lazy_litellm.load().get_model_info(tier.model, custom_llm_provider=tier.provider)
+    factors = info.get("provider_specific_entry") or {}
+    return math.prod(float(factors.get(one, 1.0)) for one in asked)
 
 
 def price(

@@ -173,6 +173,25 @@ def test_a_service_that_costs_more_is_reserved_for() -> None:
     assert worst(service_tier="flex") == worst()
 
 
+@pytest.mark.parametrize(
+    ("extra", "times"),
+    [
+        ({"speed": "fast"}, 2),
+        ({"inference_geo": "us"}, 1.1),
+        ({"speed": "fast", "inference_geo": "us"}, 2.2),
+        ({"speed": "standard", "inference_geo": "global"}, 1),
+    ],
+)
+def test_claude_that_is_faster_or_in_one_country_is_reserved_for(extra: dict[str, object], times: float) -> None:
+    """Its `speed` and `inference_geo` make all that is read and written dearer."""
+    asked = {"messages": [{"role": "user", "content": "hello " * 1000}]}
+    usual = prices.worst_case(Tier("anthropic", "claude-opus-4-8"), asked)
+    worst = prices.worst_case(Tier("anthropic", "claude-opus-4-8", extra=extra), asked)
+    assert usual is not None
+    assert worst is not None
+    assert worst.usd(1000) == pytest.approx(times * usual.usd(1000))
+
+
 @pytest.mark.parametrize("count", [10**19, 2**64 - 5, -7])
 def test_a_count_that_cannot_be_true_is_unknown(world: World, caplog: pytest.LogCaptureFixture, count: int) -> None:
     """An endpoint whose counter fell below nothing: the answer is kept and paid as reserved, and nothing fails."""
