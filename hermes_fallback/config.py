@@ -76,11 +76,14 @@ class Price:
     output_per_million_usd: float
     cached_input_per_million_usd: float | None = None
 
-    def of(self, input_tokens: int, output_tokens: int, *, cached_tokens: int = 0) -> float:
-        """Return dollars; `cached_tokens` are those of the input that were read from the provider's cache."""
+    def of(self, input_tokens: int, output_tokens: int, *, cached_tokens: int = 0, written_tokens: int = 0) -> float:
+        """Return dollars; of the input, `cached_tokens` were read from the cache, and `written_tokens` put there.
+
+        Claude's provider takes a quarter more for those than for other input (platform.claude.com, prompt-caching).
+        """
         cached = self.cached_input_per_million_usd
         cached = self.input_per_million_usd if cached is None else cached
-        fresh = max(0, input_tokens - cached_tokens)
+        fresh = max(0, input_tokens - cached_tokens - written_tokens) + 1.25 * written_tokens
         return (
             fresh * self.input_per_million_usd + cached_tokens * cached + output_tokens * self.output_per_million_usd
         ) / 1e6

@@ -222,8 +222,7 @@ def _cache_markers(tier: Tier) -> dict[str, Any]:
     Claude reads up to a marker what an earlier call wrote there, at a tenth of the price; writing costs a quarter more.
     OpenAI and Gemini cache by themselves (docs.litellm.ai/docs/tutorials/prompt_caching).
     """
-    hosted = tier.provider in {"bedrock", "vertex_ai"} and "claude" in tier.model.lower()
-    if tier.provider != "anthropic" and not hosted:
+    if not prices.asks_for_cache(tier):
         return {}
     points = [{"location": "message", "role": "system"}, {"location": "message", "index": -1}]
     return {"cache_control_injection_points": points}

@@ -33,6 +33,12 @@ def is_in_map(provider: str) -> bool:
     return provider not in _ASKS_THE_SERVER
 
 
+def asks_for_cache(tier: Tier) -> bool:
+    """Tell whether the prompt is to be cached, as Claude's is only where that is asked for."""
+    hosted = tier.provider in {"bedrock", "vertex_ai"} and "claude" in tier.model.lower()
+    return (tier.provider == "anthropic" or hosted) and bool(tier.extra.get("cache_control_injection_points", True))
+
+
 def count_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
     """Return about the input tokens of a request: text as litellm counts it for the tier's model, images as usual."""
     return _text_tokens(tier, messages, tools) + _USUAL_IMAGE_TOKENS * len(_images(messages))
@@ -89,7 +95,8 @@ def cost(tier: Tier, input_tokens: int, output_tokens: int, *, written_to_cache:
     `written_to_cache` is how much of the input Claude may put into its prompt cache, which costs a quarter more.
     """
     if tier.price is not None:
-        return tier.price.of(input_tokens, output_tokens)
+        written = written_to_cache if asks_for_cache(tier) else 0
+        return tier.price.of(input_tokens, output_tokens, written_tokens=written)
     if not tier.is_litellm:
         return None
     of_tokens = partial(price, tier.provider, tier.model, input_tokens, output_tokens)
@@ -151,7 +158,9 @@ def cost_of_reply(tier: Tier, response: Any) -> float | None:
     if not all(0 <= count <= tokens_in for count in cached):
         return cost(tier, tokens_in, tokens_out)  # nobody reads more from a cache than there is
     if tier.price is not None:
-        return tier.price.of(tokens_in, tokens_out, cached_tokens=told_tokens(details, "cached_tokens") or 0)
+        written = told_tokens(usage, "cache_creation_input_tokens") if asks_for_cache(tier) else None
+        read = told_tokens(details, "cached_tokens")
+        return tier.price.of(tokens_in, tokens_out, cached_tokens=read or 0, written_tokens=written or 0)
     if (booked := _booked(usage)) is not None:
         return booked
     if not is_in_map(tier.provider):

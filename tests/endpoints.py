@@ -41,7 +41,8 @@ class Answer:
     `hold_seconds` waits between two pieces of text; `headers_after` waits before the status line,
     `text_after` before the first of them.
     `raw` goes out as it is instead of all that, and `reset` then ends the connection with a TCP reset.
-    `usage` counts all input and output tokens; `cached` is how much of the input was read from the prompt cache;
+    `usage` counts all input and output tokens; `cached` is how much of the input was read from the prompt cache,
+    and `cache_written`, with Anthropic, how much was written there;
     without `tells_usage`, a stream ends without either, as those of some local servers do. `cost` is what a
     proxy says that it booked.
     """
@@ -64,6 +65,7 @@ class Answer:
     tells_usage: bool = True
     cost: float | None = None
     cached: int = 0
+    cache_written: int = 0
     reasoning: str | None = None
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hermes_fallback import executor, handoff
-from hermes_fallback.config import Tier
+from hermes_fallback import executor, handoff, prices
+from hermes_fallback.config import Price, Tier
 from hermes_fallback.executor import Reply
 from hermes_fallback.provider_errors import ExecutionError
 from tests import wire
@@ -92,6 +92,21 @@ def test_what_is_read_from_the_cache_costs_less(provider: Provider) -> None:
     assert reply.input_tokens == 100
     full, cached = 20 * provider.input_price, 80 * provider.cached_price
     assert reply.cost_usd == pytest.approx((full + cached + 20 * provider.output_price) / 1e6)
+
+
+def test_what_claude_writes_into_its_cache_costs_more_by_ones_own_price_too() -> None:
+    """A quarter more, which is reserved and paid, for it is this plugin that asks for the cache."""
+    claude, price = one_of["anthropic"], Price(5, 25, 0.5)
+    reply, _, _ = answered(claude, say(TEXT, cached=30, cache_written=60), price=price)
+    assert reply.cost_usd == pytest.approx((10 * 5 + 60 * 6.25 + 30 * 0.5 + 20 * 25) / 1e6)
+    asked = {"messages": [{"role": "user", "content": "word " * 1000}]}
+    worst = [
+        prices.worst_case(Tier(claude.provider, claude.model, price=own, extra=extra), asked)
+        for own, extra in ((None, {}), (price, {}), (price, {"cache_control_injection_points": []}))
+    ]
+    by_litellm, by_own_price, without_cache = (one.input_usd if one else 0 for one in worst)
+    assert by_own_price == pytest.approx(by_litellm)
+    assert by_own_price == pytest.approx(1.25 * without_cache)
 
 
 @every_provider

@@ -236,8 +236,8 @@ def _uses(answer: Answer, prefix: str) -> Iterator[dict[str, Any]]:
 def _anthropic_usage(answer: Answer) -> dict[str, int]:
     # `input_tokens` leaves out what came from the cache (…/prompt-caching, “tracking cache performance”).
     return {
-        "input_tokens": answer.usage[0] - answer.cached,
-        "cache_creation_input_tokens": 0,
+        "input_tokens": answer.usage[0] - answer.cached - answer.cache_written,
+        "cache_creation_input_tokens": answer.cache_written,
         "cache_read_input_tokens": answer.cached,
         "output_tokens": answer.usage[1],
     }
