@@ -39,6 +39,14 @@ _BROKEN_OFF = frozenset({"ReadError", "WriteError", "CloseError", "RemoteProtoco
 # Whose exceptions tell of an event of the provider's that says what is wrong.
 _SAID_BY_PROVIDER = frozenset({"litellm", "openai"})
 
+# What Claude up to 4.5 says where it is to think and another model called the last tool, without thoughts of its kind
+# (platform.claude.com/docs/en/build-with-claude/extended-thinking).
+_WANTS_THOUGHTS = "Expected `thinking` or `redacted_thinking`"
+_THINKING_ADVICE = (
+    "this Claude cannot think in a task that another model began; leave `reasoning_effort` and `thinking` out of "
+    "`extra`, or name Claude 4.6 or a newer one"
+)
+
 # What a litellm proxy says of a budget that is used up, whose it is, and how far (1.90 and 1.105, docs/fleet.md).
 _OVER_BUDGET = re.compile(r"Budget has been exceeded!|ExceededBudget: |No deployments available - crossed budget")
 _BUDGET_OF = re.compile(
@@ -92,6 +100,7 @@ def execution_error(
         (status == 404, "the provider does not know this model; check `model` and `base_url`", False),
         (status == 429, "too many requests, or no credit left; see the provider's usage page", True),
         (isinstance(error, exceptions.Timeout) or status == 408, "the provider did not answer in time", True),
+        (status == 400 and _WANTS_THOUGHTS in str(error), _THINKING_ADVICE, False),
         (status in {400, 413, 422}, "the request was refused; check `provider`, `model` and `extra`", False),
         (isinstance(status, int) and status >= 500, "the provider had an error, or could not be reached", True),
         (True, "the call broke off", True),

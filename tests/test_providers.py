@@ -254,6 +254,22 @@ def test_claude_is_told_to_cache_the_prefix() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "extra", [{"reasoning_effort": "high"}, {"thinking": {"type": "enabled", "budget_tokens": 2000}}]
+)
+def test_older_claude_that_is_to_think_cannot_take_a_task_over(extra: dict[str, object]) -> None:
+    """Up to 4.5 it wants the thoughts of whoever called the last tool: what to leave out is said."""
+    called = {"role": "assistant", "content": None, "tool_calls": [tool_call("1", "read", '{"path": "x"}')]}
+    found = {"role": "tool", "tool_call_id": "1", "content": "not found"}
+    request = {"messages": [*ASKED, called, found], "tools": TOOLS}
+    with Endpoint(in_order([say(TEXT)]), strict=True, key=KEY, wire=wire.ANTHROPIC) as endpoint:
+        with pytest.raises(ExecutionError, match="leave `reasoning_effort` and `thinking` out of `extra`") as caught:
+            ask(endpoint, one_of["anthropic"], request, model="claude-sonnet-4-5", extra=extra)
+        assert not caught.value.transient
+        reply, _ = ask(endpoint, one_of["anthropic"], request, model="claude-sonnet-4-5")
+    assert reply.response.choices[0].message.content == TEXT
+
+
 @pytest.mark.parametrize("provider", ["openai chat", "openai responses", "gemini"])
 def test_others_cache_by_themselves(provider: str) -> None:
     """No marker goes to a provider that caches without being asked, or refuses the key."""

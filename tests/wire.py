@@ -120,8 +120,20 @@ def _check_anthropic(body: Request) -> None:
         require(block["type"] == "text", "system: Input should be 'text'")
     _check_anthropic_tools(body.get("tools", []))
     _check_anthropic_messages(body.get("messages"), has_tools=bool(body.get("tools")))
+    _check_anthropic_thinking(body)
     marks = json.dumps(body).count('"cache_control"')
     require(marks <= 4, f"A maximum of 4 blocks with cache_control may be provided. Found {marks}.")
+
+
+def _check_anthropic_thinking(body: Request) -> None:
+    # Up to Claude 4.5 (…/extended-thinking, “preserving thinking blocks”).
+    if (body.get("thinking") or {}).get("type") != "enabled" or not re.search(r"-4-[0-5]\b", body["model"]):
+        return
+    said = [(place, one["content"]) for place, one in enumerate(body["messages"]) if one.get("role") == "assistant"]
+    place, blocks = said[-1] if said else (0, "")
+    kinds = [block["type"] for block in blocks] if isinstance(blocks, list) else []
+    wanted = f"messages.{place}.content.0.type: Expected `thinking` or `redacted_thinking`, but found `tool_use`."
+    require("tool_use" not in kinds or kinds[0] in {"thinking", "redacted_thinking"}, wanted)
 
 
 def _check_anthropic_tools(tools: list[dict[str, Any]]) -> None:
