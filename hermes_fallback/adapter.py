@@ -61,8 +61,11 @@ UNNAMED_SESSION = ""
 # for it and nobody asked, so it is never worth money (0.19 run_agent.py `_spawn_background_review`).
 _REVIEW_THREAD = "bg-review"
 
+_SUBAGENT = "subagent"
+"""What Hermes calls the surface of sub-agents (0.17 to 0.19 tools/delegate_tool.py)."""
+
 # Surfaces on which no command is typed; on the others, without a chat, a command is meant for the session used last.
-_NOBODY_TYPES = frozenset({"api_server", "cron", "subagent", "webhook"})
+_NOBODY_TYPES = frozenset({"api_server", "cron", _SUBAGENT, "webhook"})
 
 _LONGEST_TURN_SECONDS = 43_200.0
 """A turn that began longer ago, and of whose end Hermes has said nothing, has most likely failed."""
@@ -149,6 +152,8 @@ class Adapter:
         if threading.current_thread().name == _REVIEW_THREAD or self.guard.has_given_up(session_id):
             return
         config = self.settings.refresh()
+        if self._is_orphan(session_id, platform):
+            return
         ledger = self._ledger_of(session_id, platform)
         self._read_again(session_id, ledger)
         if config is None or config.is_idle:
@@ -249,6 +254,19 @@ class Adapter:
             self._typed_session = session_id
             self._adopt(session_id, UNNAMED_SESSION)
         return ledger
+
+    def _is_orphan(self, session_id: str, platform: str) -> bool:
+        """Tell whether the session is a sub-agent's whose parent is not known, after a fault of ours for example."""
+        # First, for it may find the parent under the id before a compression.
+        ledger = self.ledger(session_id)
+        if platform != _SUBAGENT or session_id in self._parents:
+            return False
+        # Nobody knows what the parent's user has forbidden, nor who pays, and a model wrote its message.
+        if not is_off(ledger.events()):
+            # Sub-agents of its own take it over.
+            ledger.append(SwitchedOff(self.clock()))
+            logger.warning("session=%s: a sub-agent whose parent is not known stays local", session_id)
+        return True
 
     def _adopt(self, session_id: str, early_id: str) -> None:
         if self.ledgers.known(early_id):
@@ -363,13 +381,14 @@ class Adapter:
     def subagent_start(self, *, parent_session_id: object = None, child_session_id: object = None, **_: object) -> None:
         """A session starts that nobody types into."""
         if isinstance(child_session_id, str) and isinstance(parent_session_id, str):
-            self._parents[child_session_id] = parent_session_id
-            turn = self._turn_of_session(parent_session_id)
-            if turn is not None:
-                self._parent_turns[child_session_id] = turn
             # Now, for the child may run in the background, after its parent's turn (0.19 tools/delegate_tool.py).
             inherited = self._inherited(self.ledgers.of_session(parent_session_id))
             self.ledgers.of_session(child_session_id).append(*inherited)
+            turn = self._turn_of_session(parent_session_id)
+            if turn is not None:
+                self._parent_turns[child_session_id] = turn
+            # Last: a child that has its parent has all that it needs of it, whatever fails here.
+            self._parents[child_session_id] = parent_session_id
 
     def subagent_stop(self, *, child_session_id: object = None, **_: object) -> None:
         """A sub-agent's session is over."""

@@ -17,7 +17,10 @@ import hermes_fallback
 from hermes_fallback.adapter import Adapter
 from hermes_fallback.guard import MOST
 from hermes_fallback.turn import LocalCall
+from tests.endpoints import Answer, call, in_order, say
+from tests.test_escalation import missing
 from tests.test_money import stuck_each_task
+from tests.test_sessions import delegating, delegating_agent
 from tests.world import Screen, World, log_of
 
 # What a turn on the CLI goes through, and what it must not need.
@@ -89,6 +92,64 @@ def test_a_failure_at_every_line(world: World, caplog: pytest.LogCaptureFixture,
     assert reached
     world.adapter.guard.forget(agent.session_id)
     assert world.ask("get stuck", agent=agent)["final_response"] == "paid answer"
+
+
+def orders_its_child(request: dict[str, Any], _index: int) -> Answer:
+    """A local model that hands `/escalate` to a sub-agent, as if a user had typed it."""
+    if request["messages"][-1]["role"] == "tool":
+        return say("the parent sums up")
+    words = str(request["messages"][-1]["content"])
+    return call("delegate_task", goal="/escalate") if words.startswith("do it") else say("the child answers")
+
+
+def stuck_child(request: dict[str, Any], index: int) -> Answer:
+    """A sub-agent that looks in vain six times, and gives up."""
+    tries = sum(message["role"] == "tool" for message in request["messages"])
+    return missing(request, index) if tries < 6 else say("the child gives up")
+
+
+def ask_and_see_it_stop(world: World, agent: Any) -> str:
+    """Run a turn that has a sub-agent, and it to its end, of which Hermes tells its plugins; return the answer."""
+    stopped = threading.Event()
+    hooks = world.manager._hooks["subagent_stop"]  # noqa: SLF001
+    hooks.append(tell := lambda **_: stopped.set())
+    try:
+        answer = str(world.ask("do it", agent=agent)["final_response"])
+        assert stopped.wait(30)
+    finally:
+        hooks.remove(tell)
+    return answer
+
+
+@pytest.mark.parametrize("script", [delegating(stuck_child), orders_its_child], ids=["stuck", "ordered"])
+@pytest.mark.parametrize("word", ["off", "auto"])
+def test_a_sub_agent_whose_beginning_failed(world: World, script: Any, word: str) -> None:
+    """Wherever `subagent_start` breaks: its session pays nothing, whatever was said to its parent, and obeys no model."""
+    for line in lines_of("subagent_start"):
+        parent = delegating_agent(world)
+        world.local.script = in_order([say("hello")])
+        world.ask("hello", agent=parent)
+        world.command(word)
+        world.local.script = script
+        with failing_at(Adapter.subagent_start.__code__, line) as times:
+            assert ask_and_see_it_stop(world, parent) == "the parent sums up"
+        assert times, line
+        assert world.paid.requests == [], line
+
+
+def test_a_sub_agent_of_nobody_knows_whom(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A sub-agent whose parent is not known stays local, so do its own ones, and the log says so once."""
+    world.local.script = stuck_each_task
+    child = world.agent(platform="subagent")
+    world.manager.invoke_hook("subagent_start", parent_session_id=child.session_id, child_session_id="before it")
+    for message in ("get stuck", "/escalate", "get stuck"):
+        assert world.ask(message, agent=child)["final_response"] == "local answer"
+    world.manager.invoke_hook("subagent_start", parent_session_id=child.session_id, child_session_id="its child")
+    for session_id in ("before it", "its child"):
+        grandchild = world.agent(platform="subagent", session_id=session_id)
+        assert world.ask("get stuck", agent=grandchild)["final_response"] == "local answer"
+    assert world.paid.requests == []
+    assert sum("a sub-agent whose parent is not known stays local" in line for line in log_of(caplog)) == 1
 
 
 def broken(*_: object, **__: object) -> None:
