@@ -33,6 +33,10 @@ HOOKS = (
 )
 MIDDLEWARE = ("llm_execution",)
 
+# What is not called any more in a session in which we have given up. The others are: they let go of what is kept, say
+# what was paid, know which chat a command is for, and hear `/escalate off`.
+_GIVEN_UP = frozenset({"post_tool_call", "subagent_start"})
+
 
 def register(ctx: PluginContext) -> None:
     """Plug into Hermes; called at its start, perhaps more than once."""
@@ -82,6 +86,8 @@ class Plugin:
 
         def hook(**kwargs: Any) -> Any:
             try:
+                if name in _GIVEN_UP and self.adapter.has_given_up(kwargs):
+                    return None
                 return _called(getattr(self.adapter, name), kwargs)
             except Exception as error:  # noqa: BLE001  # whatever it is, it is a fault of ours, and Hermes goes on
                 self._note(name, kwargs, error)
@@ -102,13 +108,19 @@ class Plugin:
             # Not even loaded: a broken installation, for example.
             logging.getLogger(__name__).error("hermes-fallback cannot be loaded", exc_info=error)
             return
-        self._adapter.guard.note(name, self._adapter.session_of(arguments), error)
+        self._adapter.failed(name, arguments, error)
 
     def escalate(self, raw_args: str) -> str:
         """Answer `/escalate`."""
-        from .commands import escalate  # noqa: PLC0415  # see the module's docstring
+        session: dict[str, Any] = {}
+        try:
+            from .commands import escalate  # noqa: PLC0415  # see the module's docstring
 
-        return escalate(self.adapter, raw_args, session_id=self.adapter.command_session())
+            session["session_id"] = self.adapter.command_session()
+            return escalate(self.adapter, raw_args, **session)
+        except Exception as error:  # noqa: BLE001  # as in a hook; Hermes would show the user its bare words
+            self._note("/escalate", session, error)
+            return "hermes-fallback itself has failed at this command; see Hermes's agent.log, and say it again."
 
 
 _TEXT = {str}

@@ -54,6 +54,9 @@ logger = logging.getLogger(__name__)
 _chat: ContextVar[Chat | None] = ContextVar("hermes_fallback_chat", default=None)
 """The chat whose message this task (of the event loop, or the agent's thread that it starts) works for."""
 
+_LOST = Chat("", None)
+"""The chat of a message at which we failed: it is nobody's, so nothing that comes of it commands or spends."""
+
 UNNAMED_SESSION = ""
 """Where a command goes that is given before the first message: the next session on the CLI takes it over."""
 
@@ -107,8 +110,15 @@ class Adapter:
         return Journal.of(self._home())
 
     def command_session(self) -> str:
-        """Return the session that a command is meant for: its chat's, or the CLI's (DESIGN.md, fact 13)."""
+        """Return the session that a command is meant for: its chat's, or the CLI's (DESIGN.md, fact 13).
+
+        Raises:
+            LookupError: we failed at finding the chat.
+        """
         chat = _chat.get()
+        if chat is _LOST:
+            message = "the chat that this command came from was not found"
+            raise LookupError(message)
         if chat is not None:
             return chat.session_id or chat.early_session
         return cli_session_id(self._manager) or self._typed_session or UNNAMED_SESSION
@@ -117,10 +127,33 @@ class Adapter:
         """Say why the session's model calls are not ours to answer, if they were not at the last one."""
         return self._stays_local.get(session_id)
 
+    def failed(self, name: str, arguments: Mapping[str, object], error: Exception) -> None:
+        """Note a fault of an entry point, and leave nothing of it half done that could let money be spent."""
+        turn_id = str(arguments.get("turn_id"))
+        self.guard.note(name, self.session_of(arguments), error)
+        if name == "pre_llm_call":
+            # What its message forbids may not have been heard: `/escalate off`, for example.
+            with self._lock:
+                self._turns.pop(turn_id, None)
+        elif name == "post_tool_call" and turn_id in self._turns:
+            # Who steers by this result was not looked at.
+            self._turns[turn_id].deaf = True
+        elif name == "pre_gateway_dispatch":
+            _chat.set(_LOST)
+            with self._lock:
+                for turn in self._turns.values():
+                    turn.deaf = True
+
     def session_of(self, arguments: Mapping[str, object]) -> str:
         """Return the session that a hook's arguments are about, as far as they say it."""
         turn = self._turns.get(str(arguments.get("turn_id")))
-        return turn.session_id if turn is not None else str(arguments.get("session_id") or UNNAMED_SESSION)
+        if turn is not None:
+            return turn.session_id
+        return str(arguments.get("session_id") or arguments.get("parent_session_id") or UNNAMED_SESSION)
+
+    def has_given_up(self, arguments: Mapping[str, object]) -> bool:
+        """Tell whether we are off in the session that a hook's arguments are about, after faults of our own."""
+        return self.guard.has_given_up(self.session_of(arguments))
 
     def is_running(self, session_id: str) -> bool:
         """Tell whether a turn of the session is running."""
@@ -149,11 +182,13 @@ class Adapter:
         **_: object,
     ) -> None:
         """A user turn starts: read the configuration and open the turn."""
-        if threading.current_thread().name == _REVIEW_THREAD or self.guard.has_given_up(session_id):
+        if self.guard.has_given_up(session_id):
+            self._hear_off(session_id, platform, user_message)
+            return
+        is_review = threading.current_thread().name == _REVIEW_THREAD
+        if is_review or _chat.get() is _LOST or self._is_orphan(session_id, platform):
             return
         config = self.settings.refresh()
-        if self._is_orphan(session_id, platform):
-            return
         ledger = self._ledger_of(session_id, platform)
         self._read_again(session_id, ledger)
         if config is None or config.is_idle:
@@ -230,11 +265,8 @@ class Adapter:
         """Return the session's ledger; one that is new here begins with what the user left the session with."""
         if self.ledgers.known(session_id):
             return self.ledgers.of_session(session_id)
-        was_left_off = self._was_left_off(session_id)
-        ledger = self.ledgers.of_session(session_id)
-        if was_left_off and not is_off(ledger.events()):
-            ledger.append(SwitchedOff(self.clock()))
-        return ledger
+        begins = [SwitchedOff(self.clock())] if self._was_left_off(session_id) else []
+        return self.ledgers.of_session(session_id, *begins)
 
     def _read_again(self, session_id: str, ledger: Ledger) -> None:
         """Look again at what the user left the session with, where that could not be read before."""
@@ -315,6 +347,16 @@ class Adapter:
         answer = commands.escalate(self, word, session_id=turn.session_id)
         if not isinstance(turn.ledger.events()[-1], EscalationRequested):
             turn.spoken = answer
+
+    def _hear_off(self, session_id: str, platform: str, message: object) -> None:
+        """Keep what the user forbids in a session in which we have given up, for it holds in the next process, too."""
+        if platform in _NOBODY_TYPES:
+            return
+        if _chat.get() is None:
+            self._typed_session = session_id
+        if (commands.spoken(message) or "").lower() == "off":
+            # No turn is opened to say the answer in: the local model answers.
+            commands.escalate(self, "off", session_id=session_id)
 
     def post_tool_call(
         self,

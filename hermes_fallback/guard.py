@@ -35,7 +35,7 @@ class Guard:
             self._told.add(kind)
         words = "session=%s: hermes-fallback failed in %s (fault %d of this session), and goes on without: %r"
         logger.error(words, session_id, place, count, error, exc_info=error if is_new else None)
-        if count == MOST:
+        if count == MOST and self.has_given_up(session_id):
             logger.error(
                 "session=%s: hermes-fallback has failed %d times and is off in it from now on", session_id, count
             )
@@ -45,13 +45,13 @@ class Guard:
         return self._counts[session_id]
 
     def has_given_up(self, session_id: str) -> bool:
-        """Tell whether we have switched ourselves off in the session."""
-        return self._counts[session_id] >= MOST
+        """Tell whether we have switched ourselves off in the session; never where nobody knows which one it is."""
+        return session_id != "" and self._counts[session_id] >= MOST
 
     def is_news(self, session_id: str) -> bool:
         """Tell, once, that we have switched ourselves off in the session."""
         with self._lock:
-            is_news = self._counts[session_id] >= MOST and session_id not in self._gone
+            is_news = self.has_given_up(session_id) and session_id not in self._gone
             if is_news:
                 self._gone.add(session_id)
             return is_news

@@ -101,10 +101,13 @@ class Ledgers:
         self._lock = threading.Lock()
         self._by_session: dict[str, Ledger] = {}
 
-    def of_session(self, session_id: str) -> Ledger:
-        """Return the session's ledger, a new one if it has none."""
+    def of_session(self, session_id: str, *begins: Event) -> Ledger:
+        """Return the session's ledger; one that is new here begins with these events, or is not there at all."""
         with self._lock:
-            ledger = self._by_session.pop(session_id, None) or Ledger()
+            ledger = self._by_session.pop(session_id, None)
+            if ledger is None:
+                ledger = Ledger()
+                ledger.append(*begins)
             self._by_session[session_id] = ledger
             return ledger
 

@@ -52,6 +52,18 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCap
 
 
 @pytest.fixture
+def raw_tool() -> Iterator[list[str]]:
+    """A tool that gives what it is told to, and not as JSON, as those of plugins may."""
+    from tools.registry import registry  # noqa: PLC0415
+
+    gives: list[str] = []
+    schema = {"name": "raw", "description": "Reads.", "parameters": {"type": "object", "properties": {}}}
+    registry.register("raw", "raw", schema, lambda *_, **__: gives[0])
+    yield gives
+    registry.deregister("raw")
+
+
+@pytest.fixture
 def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The machine is in Berlin."""
     with monkeypatch.context() as patch:

@@ -144,18 +144,6 @@ def test_the_user_does(world: World) -> None:
     assert [row["trigger"] for row in rows()] == ["user_request"]
 
 
-@pytest.fixture
-def raw_tool() -> Iterator[list[str]]:
-    """A tool that gives what it is told to, and not as JSON, as those of plugins may."""
-    from tools.registry import registry  # noqa: PLC0415
-
-    gives: list[str] = []
-    schema = {"name": "raw", "description": "Reads.", "parameters": {"type": "object", "properties": {}}}
-    registry.register("raw", "raw", schema, lambda *_, **__: gives[0])
-    yield gives
-    registry.deregister("raw")
-
-
 @pytest.mark.parametrize("words", [WORDS["a steer"], WORDS["a steer with a slash"]])
 def test_no_tool_steers(world: World, raw_tool: list[str], words: str) -> None:
     """A result that ends in all the marks of a /steer, to the letter, is the tool's own word: now, and in the next turn."""
