@@ -333,8 +333,8 @@ class Adapter:
                 self._rename(earlier, session_id)
                 self.journal.rename_session(earlier, session_id)
             return self.journal.is_off(session_id)
-        except (JournalError, sqlite3.Error):
-            logger.exception("session=%s: whether it was left with /escalate off cannot be read", session_id)
+        except (JournalError, sqlite3.Error) as error:
+            self.guard.note_unjournaled("whether it was left with /escalate off cannot be read", session_id, error)
             # What the user may have forbidden is not paid for, until it can be read.
             self._unread.add(session_id)
             return True
@@ -516,6 +516,7 @@ class Adapter:
             is_interrupted=host.is_interrupted,
             call_local_endpoint=local.send,
             ask=functools.partial(self._ask_person, turn),
+            guard=self.guard,
         )
 
     def _ask_person(self, turn: Turn, question: str) -> Consent:
@@ -677,10 +678,7 @@ class Adapter:
                 output_tokens=turn.local.output_tokens,
             )
         except JournalError as error:
-            # Once: it costs nothing but a row of the report.
-            if "tasks" not in self._told:
-                self._told.add("tasks")
-                logger.warning("what the local model does is missing in the report: %s", error)
+            self.guard.note_unjournaled("what the local model did is missing in the report", turn.account, error)
 
     def _follow(self, turn: Turn, session_id: str) -> None:
         """Hermes compressed the context and gave the session a new id: the task goes on (DESIGN.md, fact 7)."""
@@ -711,8 +709,8 @@ class Adapter:
     def _rename_in_journal(self, old_id: str, new_id: str) -> None:
         try:
             self.journal.rename_session([old_id], new_id)
-        except JournalError:
-            logger.exception("session=%s: what it spent stays under its old id %s", new_id, old_id)
+        except JournalError as error:
+            self.guard.note_unjournaled("what it spent stays under its old id", new_id, error)
 
     def _is_ours(self, turn: Turn, running: host.Running) -> bool:
         reason = running.stays_local_because(turn.config)
@@ -732,8 +730,8 @@ class Adapter:
             return None
         try:
             entries = self.journal.entries(turn_id=turn.turn_id)
-        except JournalError:
-            logger.exception("session=%s: what the turn cost cannot be read", turn.session_id)
+        except JournalError as error:
+            self.guard.note_unjournaled("what the turn cost cannot be read", turn.account, error)
             return f"{SIGN} what the stronger model cost cannot be read from the journal"
         if not entries:
             return None

@@ -98,7 +98,8 @@ def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -
     kind, because = adapter.last_type(session_id)
     typed = f"\nThe task is of type {plain(kind)}, for {plain(because)}." if kind else ""
     return (
-        f"{now}{typed}\n{_spent(adapter, session_id)}{_left(adapter, config, session_id)}{_faults(adapter, session_id)}"
+        f"{now}{typed}\n{_spent(adapter, session_id)}{_left(adapter, config, session_id)}"
+        f"{_unjournaled(adapter, session_id)}{_faults(adapter, session_id)}"
     )
 
 
@@ -137,6 +138,7 @@ def _kept(adapter: Adapter, session_id: str) -> str:
     try:
         adapter.journal.set_off(session_id, is_off=is_off(adapter.ledger(session_id).events()))
     except JournalError as error:
+        adapter.guard.note_unjournaled("a switch could not be written down", session_id, error)
         return f" (Only until Hermes ends, for it cannot be written down: {error})"
     return ""
 
@@ -174,6 +176,13 @@ def _left(adapter: Adapter, config: Config, session_id: str) -> str:
         return ""  # said above
     lefts = budget.lefts(limits, spent)
     return f"\nOf the budget, {', '.join(map(str, lefts))}." if lefts else ""
+
+
+def _unjournaled(adapter: Adapter, session_id: str) -> str:
+    count = adapter.guard.unjournaled(session_id)
+    if not count:
+        return ""
+    return f"\nThe journal could not be used {count} times in this session; see Hermes's agent.log."
 
 
 def _faults(adapter: Adapter, session_id: str) -> str:

@@ -90,7 +90,9 @@ def _ask(decision: Escalate, task: Task, request: Mapping[str, Any]) -> Any | No
         prepared = _prepare(tier, task, request, reason)
         reserved = spending.permit(decision, task, tier, reason=reason, worst=prepared.worst)
     except JournalError as error:
-        _failed(task, decision, f"{tier.name}: not asked, for the journal cannot be written: {error}")
+        words = f"{tier.name}: not asked, for the journal cannot be written"
+        task.unjournaled(words, error)
+        _keep_out(task, decision, f"{words}: {error}")
         return None
     if decision.held is None:
         task.live.notice(f"{SIGN} {task.local_model} → {tier.name}: {reason}")
@@ -146,9 +148,9 @@ def host_answered(task: Task, ask: Callable[[], Any], *, tier: int, journal_id: 
         # No limit here: Hermes has switched already, and what it asks is asked.
         call = task.journal.start_call(journal_id, turn_id=task.turn_id, task_id=task.task_id, seconds=_HOST_SECONDS)
         task.journal.set_model(journal_id, f"{provider}/{model}")
-    except JournalError:
+    except JournalError as error:
         # Hermes has switched already; the answer cannot be prevented here, only the missing row be said.
-        logger.exception("session=%s: a call of Hermes's fallback provider could not be written", task.session_id)
+        task.unjournaled("a call of Hermes's fallback provider could not be written", error)
         return ask()
     started = task.clock()
     failure: BaseException | None = None
@@ -273,10 +275,15 @@ def _answered(decision: Escalate, task: Task, tier: Tier, reply: Reply, *, reaso
     )
 
 
-def _failed(task: Task, decision: Escalate, error: str, *, transient: bool = True) -> None:
+def _failed(task: Task, decision: Escalate, error: str, *, transient: bool) -> None:
+    _keep_out(task, decision, error, transient=transient)
+    logger.warning("escalation failed session=%s trigger=%s: %s", task.session_id, decision.trigger, error)
+
+
+def _keep_out(task: Task, decision: Escalate, error: str, *, transient: bool = True) -> None:
+    """Keep a tier that could not be asked from being asked for a while, and say why on the screen."""
     task.ledger.append(EscalationFailed(task.clock(), decision.tier, error, transient))
     task.live.notice(f"{SIGN} {error}")
-    logger.warning("escalation failed session=%s trigger=%s: %s", task.session_id, decision.trigger, error)
 
 
 def _refused(task: Task, decision: Escalate, refusal: NotPermitted) -> None:
@@ -293,9 +300,9 @@ def _refused(task: Task, decision: Escalate, refusal: NotPermitted) -> None:
 def _close(task: Task, call: int, state: str, *, seconds: float, used: Usage, error: str | None = None) -> None:
     try:
         task.journal.end_call(call, state, seconds=seconds, error=error, used=used)
-    except JournalError:
+    except JournalError as unwritten:
         # The answer is there and paid for; the reservation goes on counting, and is taken for spent when it expires.
-        logger.exception("session=%s: the end of a paid call could not be written", task.session_id)
+        task.unjournaled("the end of a paid call could not be written", unwritten)
 
 
 def _nobody_watches(text: str) -> None:

@@ -22,23 +22,43 @@ class Guard:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._unjournaled: Counter[str] = Counter()
         self._told: set[tuple[object, ...]] = set()
         self._gone: set[str] = set()
 
     def note(self, place: str, session_id: str, error: Exception) -> None:
         """Log a fault, with its traceback the first time, and count it."""
-        with self._lock:
-            self._counts[session_id] += 1
-            count = self._counts[session_id]
-            kind = (place, type(error), _line(error))
-            is_new = kind not in self._told
-            self._told.add(kind)
+        count, trace = self._counted(self._counts, place, session_id, error)
         words = "session=%s: hermes-fallback failed in %s (fault %d of this session), and goes on without: %r"
-        logger.error(words, session_id, place, count, error, exc_info=error if is_new else None)
+        logger.error(words, session_id, place, count, error, exc_info=trace)
         if count == MOST and self.has_given_up(session_id):
             logger.error(
                 "session=%s: hermes-fallback has failed %d times and is off in it from now on", session_id, count
             )
+
+    def note_unjournaled(self, what: str, session_id: str, error: Exception) -> None:
+        """Log that the journal could not be used, with the traceback the first time, and count it by itself.
+
+        It is no fault of ours, and never switches us off: most often the disk is full or the file is locked, which
+        passes. Nothing is spent meanwhile, for what cannot be journaled is not asked.
+        """
+        count, trace = self._counted(self._unjournaled, what, session_id, error)
+        logger.error("session=%s: %s (%d of this session): %s", session_id, what, count, error, exc_info=trace)
+
+    def _counted(
+        self, counts: Counter[str], place: str, session_id: str, error: Exception
+    ) -> tuple[int, Exception | None]:
+        """Count an error; return how many there are, and the error if its traceback was not told yet."""
+        with self._lock:
+            counts[session_id] += 1
+            kind = (place, type(error), _line(error))
+            is_new = kind not in self._told
+            self._told.add(kind)
+            return counts[session_id], error if is_new else None
+
+    def unjournaled(self, session_id: str) -> int:
+        """Return how often the journal could not be used for the session."""
+        return self._unjournaled[session_id]
 
     def count(self, session_id: str) -> int:
         """Return how many faults the session had."""
@@ -59,8 +79,9 @@ class Guard:
     def rename(self, old_id: str, new_id: str) -> None:
         """Let a session's faults go by its new id."""
         with self._lock:
-            if old_id in self._counts:
-                self._counts[new_id] += self._counts.pop(old_id)
+            for counts in (self._counts, self._unjournaled):
+                if old_id in counts:
+                    counts[new_id] += counts.pop(old_id)
             if old_id in self._gone:
                 self._gone.remove(old_id)
                 self._gone.add(new_id)
@@ -69,6 +90,7 @@ class Guard:
         """Drop a session that ended."""
         with self._lock:
             self._counts.pop(session_id, None)
+            self._unjournaled.pop(session_id, None)
             self._gone.discard(session_id)
 
 

@@ -29,7 +29,7 @@ def begin(decision: Decision, task: Task) -> None:
         )
     except JournalError as error:
         task.ledger.append(EscalationFailed(task.clock(), decision.tier, str(error), transient=False))
-        logger.warning("session=%s: a shadow escalation could not be written: %s", task.session_id, error)
+        task.unjournaled("a shadow escalation could not be written", error)
         return
     task.ledger.append(task.escalated(decision, tier, row))
 
@@ -49,7 +49,7 @@ def answered(task: Task, used: Usage) -> None:
             holder.journal_id, turn_id=task.turn_id, task_id=task.task_id, used=replace(used, cost_usd=usd)
         )
     except JournalError as error:
-        logger.warning("session=%s: a shadow call could not be written: %s", task.session_id, error)
+        task.unjournaled("a shadow call could not be written", error)
     if _is_first(events):
         logger.info(
             "shadow: would have escalated session=%s from=%s to=%s trigger=%s because: %s, about %s for this call",

@@ -8,7 +8,8 @@ from typing import Any
 
 from .config import Config, Tier
 from .events import Escalated
-from .journal import Journal, Opening
+from .guard import Guard
+from .journal import Journal, JournalError, Opening
 from .ledger import Ledger
 from .live import LiveAgent
 from .policy import Decision, Escalate, decide
@@ -49,6 +50,7 @@ class Task:
     is_interrupted: Callable[[], bool]
     call_local_endpoint: Callable[[Mapping[str, Any]], Any]
     ask: Callable[[str], Consent]
+    guard: Guard
 
     def decide(self, *, now: float | None = None) -> Decision:
         """Return who answers next, by what is known; `now` is monotonic seconds, where it is not the clock's."""
@@ -57,6 +59,10 @@ class Task:
         events, index = self.ledger.past()
         now = self.clock() if now is None else now
         return decide(events, self.config.policy, tiers=len(names), names=names, now=now, index=index)
+
+    def unjournaled(self, what: str, error: JournalError) -> None:
+        """Say in the log, and count for `/escalate status`, that the journal could not be used."""
+        self.guard.note_unjournaled(what, self.account, error)
 
     def opening(self, decision: Escalate, tier: Tier, reason: str) -> Opening:
         """Return what the journal gets to know of an escalation that begins."""

@@ -19,6 +19,7 @@ import hermes_fallback
 from hermes_fallback import handoff
 from hermes_fallback.adapter import Adapter
 from hermes_fallback.guard import MOST
+from hermes_fallback.journal import Journal, JournalError
 from hermes_fallback.turn import LocalCall
 from tests.endpoints import Answer, call, in_order, say
 from tests.gateway_chats import Gateway
@@ -351,6 +352,32 @@ class Unfindable:
     def _session_key_for_source(self, _: object) -> str:
         message = "a bug"
         raise ValueError(message)
+
+
+@pytest.mark.parametrize("name", ["reserve", "end_call", "is_off", "add_task"])
+def test_a_journal_that_fails_is_said_counted_and_lived_with(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """However often: one traceback, a line each time, a line in status, each turn answered, and we are not off by it."""
+    agent, screen = watched_and_stuck(world)
+    turns = MOST + 2
+
+    def fails(*_: object, **__: object) -> None:
+        message = "the disk is full"
+        raise JournalError(message)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, name, fails)
+        answers = {world.ask("get stuck", agent=agent)["final_response"] for _ in range(turns)}
+        # What cannot be journaled is not asked, nor what may be forbidden.
+        assert answers == {"local answer" if name in {"reserve", "is_off"} else "paid answer"}
+    said = [one for one in caplog.records if "the disk is full" in one.getMessage()]
+    assert len(said) >= turns
+    assert [bool(one.exc_info) for one in said] == [True, *[False] * (len(said) - 1)]
+    assert f"The journal could not be used {len(said)} times in this session" in world.command("status")
+    assert not world.adapter.guard.has_given_up(agent.session_id)
+    assert ("not asked, for the journal cannot be written: the disk is full" in screen.text) == (name == "reserve")
+    assert world.ask("get stuck", agent=agent)["final_response"] == "paid answer"
 
 
 def test_a_fault_of_the_command(
