@@ -424,7 +424,7 @@ class Adapter:
         """A session starts that nobody types into."""
         if isinstance(child_session_id, str) and isinstance(parent_session_id, str):
             # Now, for the child may run in the background, after its parent's turn (0.19 tools/delegate_tool.py).
-            inherited = self._inherited(self.ledgers.of_session(parent_session_id))
+            inherited = self._inherited(self.ledger(parent_session_id))
             self.ledgers.of_session(child_session_id).append(*inherited)
             turn = self._turn_of_session(parent_session_id)
             if turn is not None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import hermes_fallback
-from hermes_fallback import handoff
+from hermes_fallback import HOOKS, MIDDLEWARE, commands, handoff
 from hermes_fallback.adapter import Adapter
 from hermes_fallback.guard import MOST
 from hermes_fallback.journal import Journal, JournalError
@@ -28,8 +28,60 @@ from tests.test_money import block, stuck_each_task
 from tests.test_sessions import delegating, delegating_agent
 from tests.world import Screen, World, config_text, log_of
 
-# What a turn on the CLI goes through, and what it must not need.
-ENTRY_POINTS = ("pre_llm_call", "post_tool_call", "transform_llm_output", "on_session_end", "llm_execution")
+# All that Hermes calls; `pre_gateway_dispatch`, which runs on the loop of a gateway, has tests of its own.
+ENTRY_POINTS = ({*HOOKS, *MIDDLEWARE} - {"pre_gateway_dispatch"}) | {"/escalate"}
+
+# What of them a turn that gets stuck does not reach.
+UNREACHED: dict[str, set[str]] = {
+    "pre_llm_call": {
+        "self._hear_off(session_id, platform, user_message)",
+        "return",
+        "chat.turns.append(turn_id)",
+        "turn.task_type, turn.type_reason, turn.is_typed = parent.task_type, parent.type_reason, True",
+        "del self._turns[id_]",
+        'lazy_litellm.warm([self_check.tier(model, "", None)])',
+    },
+    "post_tool_call": {"return", "turn.deaf = True"},
+    "transform_llm_output": {"return None"},
+    "on_session_end": {"return"},
+    "llm_execution": {
+        "self._say_if_off(session_id if turn is None else turn.session_id, local)",
+        "return local.reply()",
+        'return host.spoken_response(turn.spoken, model="hermes-fallback")',
+        "return host_answered(",
+        "task,",
+        "local.reply,",
+        "tier=turn.handed_over.tier,",
+        "journal_id=turn.handed_over.journal_id,",
+        "model=model,",
+        "provider=provider,",
+        "except Exception as error:",
+        "if local is not None and error is local.error:",
+        "raise",
+        "session_id = session_id if turn is None else turn.session_id",
+        'self.guard.note("llm_execution", session_id, error)',
+        "if local is not None:",
+        "self._say_if_off(session_id, local)",
+        "return next_call(dict(request)) if local is None else local.reply()",
+    },
+    "/escalate": {
+        "return HELP",
+        'return f"/escalate does not know “{word[:40]}”.\\n{HELP}"',
+        'return "hermes-fallback is not active: its configuration has faults. Run `hermes escalation check`."',
+        'return "hermes-fallback is idle: there is no `model_routing` block in Hermes\'s config.yaml."',
+        'return "hermes-fallback is switched off: `fallback_policy.enabled` is false in Hermes\'s config.yaml."',
+        'return f"Not done.{_faults(adapter, session_id)}"',
+    },
+}
+
+# Nor where the session is off: it has nothing to sum up.
+UNREACHED_OFF = {
+    "on_session_end": {
+        'logger.info("task finished session=%s: %s", turn.session_id, summary.removeprefix(f"{SIGN} "))',
+        'if turn.platform == "cli" and not host.is_silent() and not turn.config.policy.is_shadow:',
+        "turn.live.last_word(summary)",
+    },
+}
 
 
 class InjectedError(Exception):
@@ -90,9 +142,15 @@ def failing_in(gateway: Gateway, code: CodeType, line: int) -> Iterator[list[int
         gateway.run(follow(None))
 
 
+def code_of(name: str) -> CodeType:
+    """What runs at an entry point."""
+    code: CodeType = (commands.escalate if name == "/escalate" else getattr(Adapter, name)).__code__
+    return code
+
+
 def lines_of(name: str) -> list[int]:
     """The lines of an entry point's body."""
-    code = getattr(Adapter, name).__code__
+    code = code_of(name)
     return sorted({line for _, _, line in code.co_lines() if line is not None and line > code.co_firstlineno})
 
 
@@ -101,29 +159,57 @@ def source_of(code: CodeType, line: int) -> str:
     return linecache.getline(code.co_filename, line).strip()
 
 
-@pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_a_failure_at_every_line(world: World, caplog: pytest.LogCaptureFixture, name: str) -> None:
-    """Wherever an entry point breaks: the turn has an answer, each fault is in the log, and the next turn is whole."""
+def run_of(world: World, name: str, agent: Any) -> str:
+    """Run a turn that gets stuck and what else it takes to reach an entry point; return the answer."""
     world.local.script = stuck_each_task
-    code = getattr(Adapter, name).__code__
-    agent = world.agent()
-    reached = 0
+    if name == "subagent_start":
+        world.local.script = delegating(stuck_child)
+        return ask_and_see_it_stop(world, agent)
+    answer = str(world.ask("get stuck", agent=agent)["final_response"])
+    if name == "/escalate":
+        world.command("status")
+    elif name == "subagent_stop":
+        world.manager.invoke_hook(name, parent_session_id="its parent", child_session_id=agent.session_id)
+    elif name == "on_session_finalize":
+        world.manager.invoke_hook(name, session_id=agent.session_id)
+    elif name == "on_session_reset":
+        world.manager.invoke_hook(name, session_id="the next", old_session_id=agent.session_id)
+    return answer
+
+
+@pytest.mark.parametrize("was_left", ["on", "off"])
+@pytest.mark.parametrize("name", sorted(ENTRY_POINTS))
+def test_a_failure_at_every_line(world: World, caplog: pytest.LogCaptureFixture, name: str, was_left: str) -> None:
+    """Wherever an entry point breaks: the turn has an answer, each fault is in the log, and what is off pays nothing."""
+    code, unreached = code_of(name), set()
+    world.local.script = stuck_each_task
     for line in lines_of(name):
+        agent = delegating_agent(world, platform="tui" if name == "transform_llm_output" else "cli")
+        world.adapter.journal.set_off(agent.session_id, is_off=was_left == "off")
         caplog.clear()
-        world.adapter.guard.forget(agent.session_id)
         world.local.requests.clear()
+        world.paid.requests.clear()
         with failing_at(code, line) as times:
-            result = world.ask("get stuck", agent=agent)
-        assert result["final_response"] in {"local answer", "paid answer"}, line
+            answer = run_of(world, name, agent)
+        if not times:
+            unreached.add(source_of(code, line))
+            continue
+        assert answer.startswith(("local answer", "paid answer", "the parent sums up")), line
+        if name in {"pre_llm_call", "subagent_start"}:
+            assert world.paid.requests == [], line
         said = [one for one in log_of(caplog, logging.ERROR) if "hermes-fallback failed in" in one]
         # Before its first statement that could break, the middleware has set two names; there, Hermes says it.
         hosts = [record for record in caplog.records if "injected at line" in record.getMessage()]
         by_host = name == "llm_execution" and not said and len(hosts) >= len(times)
-        assert len(said) == len(times) or by_host, (line, times, said)
-        reached += len(times)
-    assert reached
-    world.adapter.guard.forget(agent.session_id)
-    assert world.ask("get stuck", agent=agent)["final_response"] == "paid answer"
+        assert len(said) == min(len(times), MOST) or by_host, (line, times, said)
+        if was_left == "off":
+            world.local.script = stuck_each_task
+            assert world.ask("get stuck", agent=agent)["final_response"] == "local answer", line
+            assert world.paid.requests == [], line
+    more = UNREACHED_OFF.get(name, set()) if was_left == "off" else set()
+    assert unreached == UNREACHED.get(name, set()) | more
+    world.local.script = stuck_each_task
+    assert world.ask("get stuck")["final_response"] == "paid answer"
 
 
 def test_a_failure_at_every_line_of_a_turn_that_says_off(world: World) -> None:
@@ -263,6 +349,17 @@ def test_a_sub_agent_of_nobody_knows_whom(world: World, caplog: pytest.LogCaptur
         assert world.ask("get stuck", agent=grandchild)["final_response"] == "local answer"
     assert world.paid.requests == []
     assert sum("a sub-agent whose parent is not known stays local" in line for line in log_of(caplog)) == 1
+
+
+def test_a_sub_agent_of_a_turn_that_we_do_not_have(world: World) -> None:
+    """Where `pre_llm_call` failed in its parent, which was left off: neither pays, then or later."""
+    world.local.script = stuck_each_task
+    world.adapter.journal.set_off("left off", is_off=True)
+    world.manager.invoke_hook("subagent_start", parent_session_id="left off", child_session_id="its child")
+    for session_id, platform in (("its child", "subagent"), ("left off", "cli")):
+        agent = world.agent(session_id=session_id, platform=platform)
+        assert world.ask("get stuck", agent=agent)["final_response"] == "local answer"
+    assert world.paid.requests == []
 
 
 def broken(*_: object, **__: object) -> None:
