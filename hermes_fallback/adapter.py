@@ -289,9 +289,11 @@ class Adapter:
 
     def _is_orphan(self, session_id: str, platform: str) -> bool:
         """Tell whether the session is a sub-agent's whose parent is not known, after a fault of ours for example."""
+        if platform != _SUBAGENT:
+            return False
         # First, for it may find the parent under the id before a compression.
         ledger = self.ledger(session_id)
-        if platform != _SUBAGENT or session_id in self._parents:
+        if session_id in self._parents:
             return False
         # Nobody knows what the parent's user has forbidden, nor who pays, and a model wrote its message.
         if not is_off(ledger.events()):
