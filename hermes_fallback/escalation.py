@@ -6,19 +6,20 @@ The only file in which money is spent. Nothing is asked before `spending` has al
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import executor, explain, handoff, prices, shadow, spending
+from . import executor, explain, handoff, host, prices, shadow, spending
 from .budget import Usage, WorstCase, told_tokens
 from .config import HERMES, PRIMARY, Tier
-from .events import ConsentRefused, EscalationFailed, TierReplied
+from .events import ConsentRefused, EscalationFailed, Event, TierReplied, TurnStarted
 from .executor import Interrupted, Reply
 from .journal import JournalError, Reserved
 from .policy import Decision, Escalate
 from .provider_errors import BudgetExceeded, ExecutionError, was_refused
 from .redact import never_send_match
+from .replies import inspect, offered
 from .spending import NotPermitted
 from .task import SIGN, Task
 
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 HAND_OVER = object()
 """Instead of an answer: Hermes itself is to go to its fallback providers (DESIGN.md, fact 5)."""
 
+_BROKEN = "its tool call was cut off, or is no JSON, twice in a row; `max_tokens` or the budget may leave it no room"
 
 _HOST_SECONDS = 1800.0
 """How long a call of Hermes's own provider may take: its timeouts are not ours to know."""
@@ -96,7 +98,7 @@ def _ask(decision: Escalate, task: Task, request: Mapping[str, Any]) -> Any | No
         return None
     if decision.held is None:
         task.live.notice(f"{SIGN} {task.local_model} → {tier.name}: {reason}")
-    return _call(decision, task, tier, prepared, reserved, reason=reason)
+    return _call(decision, task, tier, prepared, reserved, request=request, reason=reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,14 @@ class _Prepared:
 
 
 def _call(
-    decision: Escalate, task: Task, tier: Tier, prepared: _Prepared, reserved: Reserved, *, reason: str
+    decision: Escalate,
+    task: Task,
+    tier: Tier,
+    prepared: _Prepared,
+    reserved: Reserved,
+    *,
+    request: Mapping[str, Any],
+    reason: str,
 ) -> Any | None:
     started = task.clock()
 
@@ -133,9 +142,29 @@ def _call(
         # A fault of ours must not leave the row as if the call still ran; what it used is not known.
         close("failed", Usage(), type(error).__name__)
         raise
-    _answered(decision, task, tier, reply, reason=reason, journal_id=reserved.escalation)
+    was_broken = _last_was_broken(task.ledger.events())
+    is_broken = _is_broken(reply.response, request)
+    _answered(decision, task, tier, reply, reason=reason, journal_id=reserved.escalation, is_broken=is_broken)
     close("answered", Usage(reply.input_tokens, reply.output_tokens, reply.cost_usd))
+    if is_broken and was_broken and decision.held is not None:
+        # Hermes would ask for it three times more, and then end the turn (0.19 agent/conversation_loop.py).
+        _failed(task, decision, f"{tier.name}: {_BROKEN}", transient=False)
+        return None
     return reply.response
+
+
+def _last_was_broken(events: Sequence[Event]) -> bool:
+    last = next((event for event in reversed(events) if isinstance(event, TierReplied | TurnStarted)), None)
+    return isinstance(last, TierReplied) and last.is_broken
+
+
+def _is_broken(response: Any, request: Mapping[str, Any]) -> bool:
+    """Tell whether a reply asks for a call that cannot be made: it was cut off, or its arguments are no JSON."""
+    reply = host.local_reply(response, request)
+    if not reply.calls:
+        return False
+    fault = inspect(reply, offered(host.entries(request.get("tools"))))
+    return reply.finish_reason == "length" or (fault is not None and fault.kind == "malformed_arguments")
 
 
 def host_answered(task: Task, ask: Callable[[], Any], *, tier: int, journal_id: int, model: str, provider: str) -> Any:
@@ -257,11 +286,13 @@ def _call_primary(tier: Tier, task: Task, request: Mapping[str, Any]) -> Reply:
     return Reply(response, task.clock() - started, tokens_in, tokens_out, usd)
 
 
-def _answered(decision: Escalate, task: Task, tier: Tier, reply: Reply, *, reason: str, journal_id: int) -> None:
+def _answered(
+    decision: Escalate, task: Task, tier: Tier, reply: Reply, *, reason: str, journal_id: int, is_broken: bool
+) -> None:
     # Anew, too, where the row of the one that holds was gone.
     if decision.held is None or decision.held.journal_id != journal_id:
         task.ledger.append(task.escalated(decision, tier, journal_id))
-    task.ledger.append(TierReplied(task.clock(), decision.tier))
+    task.ledger.append(TierReplied(task.clock(), decision.tier, is_broken))
     logger.log(
         logging.DEBUG if decision.held else logging.INFO,
         "escalated session=%s from=%s to=%s trigger=%s because: %s (%.1f s, %s)",

@@ -201,10 +201,14 @@ class Escalated:
 
 @dataclass(frozen=True, slots=True)
 class TierReplied:
-    """A tier gave a reply, the first one included; what it cost is in the journal."""
+    """A tier gave a reply, the first one included; what it cost is in the journal.
+
+    `is_broken` when its tool call cannot be made: it was cut off, or its arguments are no JSON.
+    """
 
     at: float
     tier: int
+    is_broken: bool = False
 
 
 @dataclass(frozen=True, slots=True)

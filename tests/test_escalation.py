@@ -612,3 +612,28 @@ def test_background_review_is_never_paid_for(world: World) -> None:
     review.start()
     review.join()
     assert rows() == []
+
+
+BROKEN = {
+    "cut off": raw_call("write_file", '{"path": "a", "content": "not yet at its', finish_reason="length"),
+    "no JSON": raw_call("write_file", '{"path": "a", "content": }'),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_a_tier_whose_calls_cannot_be_made_is_left_after_two(world: World, broken: Answer) -> None:
+    """Hermes would ask it again and again, and then end the turn: the local model goes on, and the user reads why."""
+    world.paid.script = in_order([broken])
+    printed = Answer(text='{"name": "read_file", "arguments": {"path": "x"}}')
+    world.local.script = in_order([printed, say("the local model's own answer")])
+    screen = Screen()
+    assert world.ask(agent=world.agent(screen=screen))["final_response"] == "the local model's own answer"
+    assert len(world.paid.requests) == 2
+    assert "its tool call was cut off, or is no JSON, twice in a row" in screen.text
+
+
+def test_one_broken_call_is_let_pass(world: World) -> None:
+    """Most models do better the second time."""
+    world.paid.script = in_order([BROKEN["no JSON"], say("paid answer")])
+    world.local.script = in_order([Answer(text='{"name": "read_file", "arguments": {"path": "x"}}')])
+    assert world.ask()["final_response"] == "paid answer"
