@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from agent import secret_scope
-from gateway.run import _profile_runtime_scope
+from hermes_constants import reset_hermes_home_override, set_hermes_home_override
 
 from tests.endpoints import fail, in_order
 from tests.test_money import stuck_each_task
@@ -14,6 +16,18 @@ from tests.world import HOME, KEY, Screen, World, config_text
 
 OWN_KEY = "sk-of-this-profile-9876543210"
 BLOCK = "model_routing:\n  fallback: {{provider: openai, model: gpt-5.4{more}}}\n"
+
+
+@contextmanager
+def scoped(home: Path) -> Iterator[None]:
+    """Work for a profile, as gateway/run.py `_profile_runtime_scope` does, whose import would change the environment."""
+    home_before = set_hermes_home_override(str(home))
+    secrets_before = secret_scope.set_secret_scope(secret_scope.build_profile_secret_scope(home))
+    try:
+        yield
+    finally:
+        secret_scope.reset_secret_scope(secrets_before)
+        reset_hermes_home_override(home_before)
 
 
 @pytest.fixture
@@ -28,7 +42,7 @@ def profile(world: World) -> Iterator[Callable[..., Screen]]:
         (home / "config.yaml").write_text(config_text(world.local.url, BLOCK.format(more=more)))
         world.local.script = stuck_each_task
         screen = Screen()
-        with _profile_runtime_scope(home):
+        with scoped(home):
             world.ask(agent=world.agent(screen=screen, platform="telegram"))
         return screen
 
