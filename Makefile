@@ -30,8 +30,8 @@ check: lint types test
 
 # The same tests against older versions of Hermes, each in an environment of its own; CI runs the oldest and 0.19.0.
 MATRIX := 0.17.0 0.18.2
-HOST_TESTS := tests/test_cli.py tests/test_detection.py tests/test_escalation.py tests/test_gateway.py tests/test_keys.py tests/test_kinds.py \
-	tests/test_local_model.py tests/test_money.py \
+HOST_TESTS := tests/test_cli.py tests/test_detection.py tests/test_escalation.py tests/test_gateway.py \
+	tests/test_keys.py tests/test_kinds.py tests/test_local_model.py tests/test_money.py \
 	tests/test_plugin.py tests/test_providers.py tests/test_replay.py tests/test_screen.py tests/test_sessions.py \
 	tests/test_surfaces.py
 
