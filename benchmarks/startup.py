@@ -18,6 +18,7 @@ from pathlib import Path
 
 import escalating
 import measuring  # both beside this file
+import pexpect
 
 HERMES = Path(sys.executable).with_name("hermes")
 ROUNDS = 15
@@ -74,6 +75,7 @@ def main() -> None:
         print("| what | without | with | difference |\n|---|---|---|---|")
         for name, unit, measure in (
             ("`hermes --version`", "ms", partial(_hermes, "--version")),
+            ("`hermes`, to its prompt", "ms", _prompt),
             ("`hermes -z`, to the end of a turn with one call", "ms", partial(_hermes, "-z", "Hi")),
             ("plugin discovery on a surface with slash commands", "ms", _discovery_with_commands),
             ("plugin discovery in a bare process", "ms", _discovery),
@@ -96,6 +98,16 @@ def _hermes(*arguments: str, env: dict[str, str]) -> float:
     start = time.perf_counter()
     subprocess.run([str(HERMES), *arguments], env=env, check=True, capture_output=True)
     return (time.perf_counter() - start) * 1000
+
+
+def _prompt(env: dict[str, str]) -> float:
+    start = time.perf_counter()
+    shell = {"TERM": "xterm-256color"}
+    child = pexpect.spawn(str(HERMES), cwd=env["HOME"], env={**env, **shell}, dimensions=(50, 110), encoding="utf-8")
+    child.expect("❯", timeout=60)
+    took = (time.perf_counter() - start) * 1000
+    child.close(force=True)
+    return took
 
 
 def _discovery(env: dict[str, str]) -> float:

@@ -182,7 +182,7 @@ def _unjournaled(adapter: Adapter, session_id: str) -> str:
     count = adapter.guard.unjournaled(session_id)
     if not count:
         return ""
-    return f"\nThe journal could not be used {count} times in this session; see Hermes's agent.log."
+    return f"\nThe journal could not be used {explain.times(count)} in this session; see Hermes's agent.log."
 
 
 def _faults(adapter: Adapter, session_id: str) -> str:
@@ -190,4 +190,4 @@ def _faults(adapter: Adapter, session_id: str) -> str:
     if not count:
         return ""
     off = " and is off in it" if adapter.guard.has_given_up(session_id) else ""
-    return f"\nhermes-fallback itself has failed {count} times in this session{off}; see Hermes's agent.log."
+    return f"\nhermes-fallback itself has failed {explain.times(count)} in this session{off}; see Hermes's agent.log."

@@ -76,14 +76,22 @@ class Price:
     output_per_million_usd: float
     cached_input_per_million_usd: float | None = None
 
-    def of(self, input_tokens: int, output_tokens: int, *, cached_tokens: int = 0, written_tokens: int = 0) -> float:
+    def of(
+        self,
+        input_tokens: int,
+        output_tokens: int,
+        *,
+        cached_tokens: int = 0,
+        written_tokens: int = 0,
+        writing: float = 1.0,
+    ) -> float:
         """Return dollars; of the input, `cached_tokens` were read from the cache, and `written_tokens` put there.
 
-        Claude's provider takes a quarter more for those than for other input (platform.claude.com, prompt-caching).
+        One that is put there costs `writing` times as much as another.
         """
         cached = self.cached_input_per_million_usd
         cached = self.input_per_million_usd if cached is None else cached
-        fresh = max(0, input_tokens - cached_tokens - written_tokens) + 1.25 * written_tokens
+        fresh = max(0, input_tokens - cached_tokens - written_tokens) + writing * written_tokens
         return (
             fresh * self.input_per_million_usd + cached_tokens * cached + output_tokens * self.output_per_million_usd
         ) / 1e6
@@ -294,6 +302,11 @@ def _contradictions_of_tier(path: str, tier: dict[str, Any]) -> Iterator[str]:
     if tier["provider"] == HERMES:
         yield f"{path}.provider: hermes is not a provider; write `fallback: hermes` for Hermes's own fallback_providers"
     yield from _fault_of_url(path, tier)
+    thinking, most = tier.get("extra", {}).get("thinking"), tier.get("max_tokens")
+    thoughts = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
+    # Claude refuses it, unless its thoughts may go on between calls of tools (platform.claude.com, extended-thinking).
+    if isinstance(thoughts, int) and most is not None and most <= thoughts and "interleaved" not in str(tier["extra"]):
+        yield f"{path}.max_tokens: {most} leaves no answer after {thoughts} tokens of thinking; write a larger number"
     for key in sorted(tier.get("extra", {}).keys() & _OURS.keys()):
         yield f"{path}.extra.{key}: is the plugin's to say; {_OURS[key]}"
 

@@ -142,10 +142,10 @@ def _call(
         # A fault of ours must not leave the row as if the call still ran; what it used is not known.
         close("failed", Usage(), type(error).__name__)
         raise
+    close("answered", Usage(reply.input_tokens, reply.output_tokens, reply.cost_usd))
     was_broken = _last_was_broken(task.ledger.events())
     is_broken = _is_broken(reply.response, request)
     _answered(decision, task, tier, reply, reason=reason, journal_id=reserved.escalation, is_broken=is_broken)
-    close("answered", Usage(reply.input_tokens, reply.output_tokens, reply.cost_usd))
     if is_broken and was_broken and decision.held is not None:
         # Hermes would ask for it three times more, and then end the turn (0.19 agent/conversation_loop.py).
         _failed(task, decision, f"{tier.name}: {_BROKEN}", transient=False)

@@ -182,6 +182,11 @@ def _signs_of_trouble(evidence: Sequence[Event]) -> Iterator[str]:
             yield f"{count} {plural}{' that ' + rest if rest else ''}"
 
 
+def times(count: int) -> str:
+    """Return how often, in words."""
+    return "once" if count == 1 else f"{count} times"
+
+
 def _times(words: str, count: int) -> str:
     return words + _again(count)
 

@@ -34,9 +34,13 @@ def warm(ladder: Sequence[Tier]) -> None:
 
 def _warm(tier: Tier) -> None:
     try:
+        litellm = load()
         # Loads litellm's tokenizer too. It holds up every thread for a tenth of a second, and would when the user stops
         # a call: Hermes then forgets what was typed meanwhile (`_recover_terminal_after_interrupt` of 0.19.0).
-        load().token_counter(model=tier.litellm_name, text="")
+        litellm.token_counter(model=tier.litellm_name, text="")
+        # And what a first call loads. litellm answers this one itself; with that key nobody else would.
+        hi = [{"role": "user", "content": "hi"}]
+        litellm.completion(model=tier.litellm_name, messages=hi, stream=True, mock_response="hi", api_key="no-key")
     except Exception:  # whoever needs it imports it again and says so; at the end of the process nobody does
         logger.debug("litellm was not imported in the background", exc_info=True)
 

@@ -23,6 +23,7 @@ _COUNT_MARGIN, _CLAUDE_MARGIN, _FRAME_TOKENS = 1.1, 1.6, 400
 _IMAGE_TOKENS, _ORIGINAL_IMAGE_TOKENS, _USUAL_IMAGE_TOKENS = 5_000, 12_000, 1_600
 # Of whose models litellm 1.105 asks the server (`/api/show`), on the turn's own thread, where no stop is heard.
 _ASKS_THE_SERVER = frozenset({"ollama", "ollama_chat"})
+_FOR_MINUTES, _FOR_AN_HOUR = 1.25, 2.0
 _MOST_USD = 1e6  # nobody pays that for a call: an endpoint that says so is mistaken
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,17 @@ def asks_for_cache(tier: Tier) -> bool:
     """Tell whether the prompt is to be cached, as Claude's is only where that is asked for."""
     hosted = tier.provider in {"bedrock", "vertex_ai"} and "claude" in tier.model.lower()
     return (tier.provider == "anthropic" or hosted) and bool(tier.extra.get("cache_control_injection_points", True))
+
+
+def _writing(tier: Tier) -> float:
+    """Return how many times as much as other input Claude takes for what is put into its cache.
+
+    For five minutes that is a quarter more, and twice as much for an hour (platform.claude.com, prompt-caching).
+    """
+    points = tier.extra.get("cache_control_injection_points")
+    controls = [point.get("control") for point in points if isinstance(point, dict)] if isinstance(points, list) else []
+    is_hour = any(isinstance(control, dict) and control.get("ttl") == "1h" for control in controls)
+    return _FOR_AN_HOUR if is_hour else _FOR_MINUTES
 
 
 def count_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
@@ -92,11 +104,11 @@ def worst_case(tier: Tier, handoff: Mapping[str, Any], *, at_most: int | None = 
 def cost(tier: Tier, input_tokens: int, output_tokens: int, *, written_to_cache: int = 0) -> float | None:
     """Return dollars for so many tokens, by the tier's own `price` or litellm's; None when neither is known.
 
-    `written_to_cache` is how much of the input Claude may put into its prompt cache, which costs a quarter more.
+    `written_to_cache` is how much of the input Claude may put into its prompt cache, which costs more.
     """
     if tier.price is not None:
         written = written_to_cache if asks_for_cache(tier) else 0
-        return tier.price.of(input_tokens, output_tokens, written_tokens=written)
+        return tier.price.of(input_tokens, output_tokens, written_tokens=written, writing=_writing(tier))
     if not tier.is_litellm:
         return None
     of_tokens = partial(price, tier.provider, tier.model, input_tokens, output_tokens)
@@ -104,6 +116,10 @@ def cost(tier: Tier, input_tokens: int, output_tokens: int, *, written_to_cache:
     if plain is None:
         return None
     writing = of_tokens(written_to_cache=written_to_cache) if written_to_cache else None
+    if writing is not None and _writing(tier) > _FOR_MINUTES:
+        # Of those for an hour, litellm 1.105 hears in a reply alone.
+        of_input = price(tier.provider, tier.model, written_to_cache, 0) or 0.0
+        writing += (_writing(tier) - _FOR_MINUTES) * of_input
     # Asked for, and not always served: OpenAI's `priority` costs twice as much, `flex` half.
     serving = of_tokens(service_tier=str(tier.extra["service_tier"])) if "service_tier" in tier.extra else None
     return max(plain, writing or 0.0, serving or 0.0) * _surcharge(tier)
@@ -160,7 +176,8 @@ def cost_of_reply(tier: Tier, response: Any) -> float | None:
     if tier.price is not None:
         written = told_tokens(usage, "cache_creation_input_tokens") if asks_for_cache(tier) else None
         read = told_tokens(details, "cached_tokens")
-        return tier.price.of(tokens_in, tokens_out, cached_tokens=read or 0, written_tokens=written or 0)
+        counts = {"cached_tokens": read or 0, "written_tokens": written or 0}
+        return tier.price.of(tokens_in, tokens_out, **counts, writing=_writing(tier))
     if (booked := _booked(usage)) is not None:
         return booked
     if not is_in_map(tier.provider):

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import fingerprint
+from .explain import times
 from .fingerprint import Fingerprint
 
 Message = dict[str, Any]
@@ -246,15 +247,11 @@ def _canonical(arguments: str) -> str:
 def _close(loop: list[tuple[str, str]], kept: list[Message]) -> None:
     """Say at the end of the last result which calls came behind it that are left out, and forget them."""
     names = [name for name, _ in loop]
-    counts = ", ".join(f"{name} ({_times(names.count(name))})" for name in dict.fromkeys(names))
+    counts = ", ".join(f"{name} ({times(names.count(name))})" for name in dict.fromkeys(names))
     line = f"[cut: calls that were made above, made again with the same arguments and the same results: {counts}]"
     words = [f"[said meanwhile: {said}]" for _, said in loop if said]
     kept[-1] = {**kept[-1], "content": "\n".join([f"{kept[-1]['content']}\n", line, *words])}
     loop.clear()
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
 
 
 def _quoted(text: str) -> str:

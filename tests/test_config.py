@@ -113,6 +113,8 @@ FAULTS = [
      "$.model_routing.handoff.never_sent: unknown key; did you mean never_send?"),
     ("{fallback: {provider: hermes, model: b}}",
      "$.model_routing.fallback.provider: hermes is not a provider; write `fallback: hermes` for Hermes's own fallback_providers"),
+    ("{fallback: {provider: a, model: b, max_tokens: 2000, extra: {thinking: {type: enabled, budget_tokens: 2000}}}}",
+     "$.model_routing.fallback.max_tokens: 2000 leaves no answer after 2000 tokens of thinking; write a larger number"),
     ("{fallback: {provider: a, model: b, extra: {max_completion_tokens: 9}}}",
      "$.model_routing.fallback.extra.max_completion_tokens: is the plugin's to say; write the tier's `max_tokens`"),
     ("{fallback: {provider: a, model: b, price: {input_per_million_usd: 1}}}",

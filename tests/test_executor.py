@@ -267,11 +267,16 @@ def test_what_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, answer: Answer
 
 
 def test_stop_ends_a_stalled_call_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stop is heeded within half a second, also while nothing comes."""
-    stopped = time.monotonic() + 0.3
+    """A stop is heeded the first time that it is there to be seen, which is looked for while nothing comes."""
+    looked: list[bool] = []
+
+    def stop() -> bool:
+        looked.append(len(looked) == 3)
+        return looked[-1]
+
     with pytest.raises(Interrupted):
-        ask(say("x", headers_after=3), monkeypatch=monkeypatch, stop=lambda: time.monotonic() > stopped)
-    assert time.monotonic() - stopped < 0.5
+        ask(say("x", headers_after=20), monkeypatch=monkeypatch, stop=stop)
+    assert looked == [False, False, False, True]
 
 
 @pytest.mark.parametrize("answer", [say("x", headers_after=3), say("drip " * 100, hold_seconds=0.2)])
@@ -473,6 +478,35 @@ def test_a_stopped_call_needs_nothing_new_and_ends_before_its_process(monkeypatc
         done = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, check=False, timeout=60)
     lines = sorted(done.stdout.splitlines())
     assert (done.returncode, lines, done.stderr) == (0, ["True 1 True", "let go of", "new: set()"], "")
+
+
+FIRST_CALL = """\
+import sys
+from hermes_fallback import executor, lazy_litellm
+from hermes_fallback.config import Tier
+
+tier = Tier("openai", "gpt-5.4")
+lazy_litellm.{warmed_by}
+before = set(sys.modules)
+asked = {{"messages": [{{"role": "user", "content": "hello"}}]}}
+executor.complete(tier, asked, is_interrupted=lambda: False, on_text=lambda text: None)
+print(sum(name.startswith("litellm.") for name in set(sys.modules) - before))
+"""
+
+
+def test_warming_asks_nobody_and_leaves_less_for_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a call loads is loaded by one that litellm answers itself: the provider gets the first real one alone."""
+    loaded = {}
+    for warmed_by in ("load()", "_warm(tier)"):
+        with Endpoint(in_order([say("an answer")]), strict=True, key=KEY) as endpoint:
+            monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+            monkeypatch.setenv("OPENAI_API_KEY", KEY)
+            code = FIRST_CALL.format(warmed_by=warmed_by)
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert len(endpoint.requests) == 1
+        loaded[warmed_by] = int(done.stdout)
+    assert loaded["_warm(tier)"] <= loaded["load()"] // 2
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 0.7, 1.2])

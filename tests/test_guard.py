@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import hermes_fallback
-from hermes_fallback import HOOKS, MIDDLEWARE, commands, handoff
+from hermes_fallback import HOOKS, MIDDLEWARE, commands, explain, handoff
 from hermes_fallback.adapter import Adapter
 from hermes_fallback.guard import MOST
 from hermes_fallback.journal import Journal, JournalError
@@ -471,7 +471,7 @@ def test_a_journal_that_fails_is_said_counted_and_lived_with(
     said = [one for one in caplog.records if "the disk is full" in one.getMessage()]
     assert len(said) >= turns
     assert [bool(one.exc_info) for one in said] == [True, *[False] * (len(said) - 1)]
-    assert f"The journal could not be used {len(said)} times in this session" in world.command("status")
+    assert f"The journal could not be used {explain.times(len(said))} in this session" in world.command("status")
     assert not world.adapter.guard.has_given_up(agent.session_id)
     assert ("not asked, for the journal cannot be written: the disk is full" in screen.text) == (name == "reserve")
     assert world.ask("get stuck", agent=agent)["final_response"] == "paid answer"
@@ -487,7 +487,7 @@ def test_a_fault_of_the_command(
         assert world.command("status").startswith("hermes-fallback itself has failed at this command")
     (record,) = [one for one in caplog.records if "hermes-fallback failed in /escalate" in one.getMessage()]
     assert record.exc_info
-    assert "hermes-fallback itself has failed 1 times in this session" in world.command("status")
+    assert "hermes-fallback itself has failed once in this session" in world.command("status")
 
 
 def test_enough_faults_of_hooks_are_enough(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,24 @@ def test_what_claude_writes_into_its_cache_costs_more_by_ones_own_price_too() ->
     assert by_own_price == pytest.approx(1.25 * without_cache)
 
 
+def test_what_claude_keeps_for_an_hour_costs_twice_as_much() -> None:
+    """Where the user asks for that, it is reserved and paid."""
+    claude, price = one_of["anthropic"], Price(5, 25, 0.5)
+    point = {"location": "message", "index": -1, "control": {"type": "ephemeral", "ttl": "1h"}}
+    extra = {"cache_control_injection_points": [point]}
+    reply, _, endpoint = answered(claude, say(TEXT, cached=30, cache_written=60), price=price, extra=extra)
+    assert '"ttl": "1h"' in json.dumps(endpoint.requests[0])
+    assert reply.cost_usd == pytest.approx((10 * 5 + 60 * 10 + 30 * 0.5 + 20 * 25) / 1e6)
+    asked = {"messages": [{"role": "user", "content": "word " * 1000}]}
+    worst = [
+        prices.worst_case(Tier(claude.provider, claude.model, price=own, extra=extra), asked)
+        for own, extra in ((None, extra), (price, extra), (price, {"cache_control_injection_points": []}))
+    ]
+    by_litellm, by_own_price, without_cache = (one.input_usd if one else 0 for one in worst)
+    assert by_own_price == pytest.approx(by_litellm)
+    assert by_own_price == pytest.approx(2 * without_cache)
+
+
 @every_provider
 def test_tool_call_and_its_result(provider: Provider) -> None:
     """A call comes back as Hermes knows calls, and its result is taken by the provider that made it."""
