@@ -2,8 +2,6 @@
 
 Run by `make bench`. Each row measures its sides in turn, in one process: a callback that does nothing, ours, and
 Hermes's own guard against loops, `ToolCallGuardrailController`, which looks at the same results for the same reason.
-Another routing plugin would stand beside them: of the three routers for Hermes on PyPI in November 2026 (hermes-router
-0.7.2, hermes-model-router 1.0.0, hermes-smart-router 0.2.2), none registers a hook or middleware with Hermes.
 """
 
 from __future__ import annotations
@@ -26,6 +24,11 @@ from hermes_fallback import lazy_litellm
 
 ROUNDS, TIMES = 15, 200
 SESSIONS = 1000
+NO_OTHER = (
+    "No other routing plugin stands here, for none could be found that registers a hook or middleware with Hermes and\n"
+    "installs from PyPI (November 2026: hermes-router 0.7.2, hermes-model-router 1.0.0, hermes-smart-router 0.2.2 and\n"
+    "hermes-agent-kit 0.3.7 register none)."
+)
 BLOCK = "model_routing:\n  fallback: {provider: openai, model: gpt-5.4}\n"
 QUIET_BLOCK = f"{BLOCK}  fallback_policy: {{trigger_on: [user_request]}}\n"
 KILOBYTE = 1024
@@ -226,6 +229,7 @@ def _results(world: World) -> None:
     from agent.tool_guardrails import ToolCallGuardrailController  # noqa: PLC0415, TID251  # the real Hermes is measured
 
     print("### A tool's result of 2 KB (`post_tool_call`), microseconds\n")
+    print(f"{NO_OTHER}\n")
     print("| result | a hook that does nothing | ours | **added** | Hermes's ToolCallGuardrailController |")
     print("|---|---|---|---|---|")
     for name, sample in SAMPLES.items():

@@ -3,7 +3,7 @@
 Run by `make bench`, which puts the table into RESULTS.md. Medians of fresh processes, the two sides alternating so
 that the machine's moods hit both. `hermes --version` loads no plugin. In a bare process, and so with `hermes -z`, most
 of the difference is Hermes's own `ctx.register_command`, which imports prompt_toolkit to look for a name that is taken;
-where there are slash commands, that is loaded anyway.
+where there are slash commands, that is loaded anyway. The rest of `hermes -z` is our adapter, loaded at its message.
 """
 
 from __future__ import annotations
