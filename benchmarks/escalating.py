@@ -29,7 +29,8 @@ import measuring  # both beside this file
 ROUNDS = 15
 COLD_ROUNDS = 5
 THINKING_MS = (0, 100, 300, 1000)
-TURN_CALLS = 24
+TURN_CALLS, LLAMA_CALLS = 24, 8
+LLAMA = Path(__file__).parents[1] / "demo" / "local_model.py"
 MODEL = {"provider": "openai", "model": "gpt-5.4"}
 KEY = "sk-of-the-benchmark"
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
@@ -247,13 +248,24 @@ def _cold(url: str, folder: Path) -> None:
 
 
 def _warming(url: str, folder: Path) -> None:
-    homes = (folder / f"local-{number}" for number in itertools.count())
-    runs = {name: lambda name=name: _alone(name, next(homes), url) for name in ("local", "local-warming")}  # type: ignore[misc]
+    print("### A turn of the local model while litellm is loaded, seconds\n")
+    print("| the local model | nothing is loaded | litellm is loaded in the background | **ratio** |")
+    print("|---|---|---|---|")
+    _warming_row(f"elsewhere, or on a graphics card; {TURN_CALLS} calls", "local", f"{url}/200/v1", folder)
+    for threads in sorted({1, os.cpu_count() or 1}):
+        with _served([sys.executable, str(LLAMA), "2048", str(threads)]) as llama:
+            words = f"SmolLM2 by llama.cpp on {threads} of these cores; {LLAMA_CALLS} calls"
+            _warming_row(words, "llama", llama, folder / str(threads))
+    print()
+
+
+def _warming_row(words: str, what: str, url: str, folder: Path) -> None:
+    homes = (folder / f"{what}-{number}" for number in itertools.count())
+    runs = {name: lambda name=name: _alone(name, next(homes), url) for name in (what, f"{what}-warming")}  # type: ignore[misc]
     values = measuring.in_turn(runs, rounds=COLD_ROUNDS)
-    ratio = measuring.ratio(values, "local-warming", "local")
-    print(f"### A turn of the local model while litellm is loaded ({TURN_CALLS} calls), seconds\n")
-    print("| nothing is loaded | litellm is loaded in the background | **ratio** |\n|---|---|---|")
-    print(f"| {measuring.shown(values['local'])} | {measuring.shown(values['local-warming'])} | **{ratio:.3f}** |\n")
+    ratio = measuring.ratio(values, f"{what}-warming", what)
+    sides = f"{measuring.shown(values[what])} | {measuring.shown(values[f'{what}-warming'])}"
+    print(f"| {words} | {sides} | **{ratio:.3f}** |", flush=True)
 
 
 def _alone(what: str, home: Path, url: str) -> float:
@@ -285,35 +297,46 @@ def first_escalation(home: Path, url: str, *, warmed: bool) -> float:
     return 1000 * (_arrival(url) - began)
 
 
-def local_turn(home: Path, url: str, *, warming: bool) -> float:
+def local_turn(home: Path, url: str, *, calls: int, warming: bool) -> float:
     """In a process of its own: return how long a turn of the local model takes, in seconds.
 
-    The client is the one that Hermes has for it; a call thinks 200 ms, and its tokens come 5 ms apart.
+    The client is the one that Hermes has for it. Elsewhere, a call thinks 200 ms, and its tokens come 5 ms apart.
     """
     from openai import OpenAI  # noqa: PLC0415
 
     _world(home, url)
-    client = OpenAI(base_url=f"{url}/200/v1", api_key=KEY)
+    client = OpenAI(base_url=url, api_key=KEY)
     _say_hi(client)
     began = time.monotonic()
     if warming:
         from hermes_fallback import config, lazy_litellm  # noqa: PLC0415
 
         lazy_litellm.warm(config.parse({"fallback": MODEL}, host_has_chain=False).ladder)
-    for _ in range(TURN_CALLS):
+    for _ in range(calls):
         _say_hi(client)
     return time.monotonic() - began
 
 
 def _say_hi(client: Any) -> None:
-    for _ in client.chat.completions.create(model="local", messages=[{"role": "user", "content": "Hi"}], stream=True):
+    asked = [{"role": "user", "content": "Tell me a story."}]
+    # The same of a real model each time.
+    limits = {"max_tokens": 100, "temperature": 0.0}
+    for _ in client.chat.completions.create(model="local", messages=asked, stream=True, **limits):
         pass
 
 
 @contextmanager
 def endpoint() -> Iterator[str]:
     """A paid endpoint in a process of its own."""
-    with subprocess.Popen([sys.executable, __file__, "serve"], stdout=subprocess.PIPE, text=True) as process:
+    with _served([sys.executable, __file__, "serve"]) as url:
+        yield url
+
+
+@contextmanager
+def _served(command: list[str]) -> Iterator[str]:
+    """Have a server run that prints its URL first; gives that."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, **pipes) as process:
         assert process.stdout is not None  # noqa: S101  # for mypy
         try:
             yield process.stdout.readline().strip()
@@ -369,8 +392,10 @@ def _event(choices: list[dict[str, Any]], **more: object) -> bytes:
 ALONE: dict[str, Callable[[Path, str], float]] = {
     "cold": partial(first_escalation, warmed=False),
     "warmed": partial(first_escalation, warmed=True),
-    "local": partial(local_turn, warming=False),
-    "local-warming": partial(local_turn, warming=True),
+    "local": partial(local_turn, calls=TURN_CALLS, warming=False),
+    "local-warming": partial(local_turn, calls=TURN_CALLS, warming=True),
+    "llama": partial(local_turn, calls=LLAMA_CALLS, warming=False),
+    "llama-warming": partial(local_turn, calls=LLAMA_CALLS, warming=True),
 }
 
 if __name__ == "__main__":

@@ -14,8 +14,11 @@ from pathlib import Path
 import xllamacpp
 
 
-def main(context_tokens: int) -> None:
-    """Serve until standard input ends."""
+def main(context_tokens: int, threads: int = 1) -> None:
+    """Serve until standard input ends.
+
+    One thread is faster than two on a machine that has other things to do.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -31,8 +34,7 @@ def main(context_tokens: int) -> None:
     params.n_ctx = context_tokens
     params.n_parallel = 1
     params.use_jinja = True
-    # One thread is faster than two on a machine that has other things to do.
-    params.cpuparams.n_threads = 1
+    params.cpuparams.n_threads = threads
     params.sampling.seed = 7
     server = xllamacpp.Server(params)
     print(f"http://127.0.0.1:{port}/v1", flush=True)
@@ -42,4 +44,4 @@ def main(context_tokens: int) -> None:
 
 if __name__ == "__main__":
     threading.current_thread().name = "llama.cpp"
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))
