@@ -29,7 +29,7 @@ import measuring  # both beside this file
 ROUNDS = 15
 COLD_ROUNDS = 5
 THINKING_MS = (0, 100, 300, 1000)
-TURN_CALLS, LLAMA_CALLS = 24, 8
+TURN_CALLS, LLAMA_CALLS = 24, 5
 LLAMA = Path(__file__).parents[1] / "demo" / "local_model.py"
 MODEL = {"provider": "openai", "model": "gpt-5.4"}
 KEY = "sk-of-the-benchmark"
