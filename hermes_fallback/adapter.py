@@ -321,12 +321,15 @@ class Adapter:
             yield EscalationRequested(self.clock())
 
     def _account_of(self, session_id: str) -> str:
+        return [session_id, *self._above(session_id)][-1]
+
+    def _above(self, session_id: str) -> list[str]:
+        """Return the sessions that a sub-agent works for: its parent first, the user's own last."""
+        above: list[str] = []
         # A session cannot be its own parent's parent, but what a hook is told may say so.
-        seen = set()
-        while session_id in self._parents and session_id not in seen:
-            seen.add(session_id)
-            session_id = self._parents[session_id]
-        return session_id
+        while (session_id := self._parents.get(session_id, "")) and session_id not in above:
+            above.append(session_id)
+        return above
 
     def _was_left_off(self, session_id: str) -> bool:
         """Tell whether a session was left off; what it had under its ids before a compression it has from now on."""
@@ -466,7 +469,7 @@ class Adapter:
                 return host.spoken_response(turn.spoken, model="hermes-fallback")
             # The same agent makes all calls of a turn.
             turn.live = turn.live if turn.live.found else local.live
-            self._heed_parent(turn)
+            self._heed_parents(turn)
             self._find_type(turn, request)
             task = self._task(turn, local)
             turn.base_url = turn.base_url or base_url
@@ -532,16 +535,17 @@ class Adapter:
         key = f"hermes-fallback:{uuid.uuid4()}"
         return host.ask_person(question, key=key, platform=turn.platform)
 
-    def _heed_parent(self, turn: Turn) -> None:
-        """Let what was said to a sub-agent's parent since it started hold for it: off, or no money for this task."""
-        parent = self._parents.get(turn.session_id, "")
-        if not self.ledgers.known(parent):
-            return
-        said, heard = self.ledgers.of_session(parent).events(), turn.ledger.events()
-        if is_off(said) and not is_off(heard):
-            turn.ledger.append(SwitchedOff(self.clock()))
-        if is_refused(said) and not is_refused(heard):
-            turn.ledger.append(ConsentRefused(self.clock()))
+    def _heed_parents(self, turn: Turn) -> None:
+        """Let what was said since a sub-agent started hold for it: off, or no money for this task.
+
+        It was said to any of those above it: its parent waits for it, and hears of nothing meanwhile.
+        """
+        for parent in filter(self.ledgers.known, self._above(turn.session_id)):
+            said, heard = self.ledgers.of_session(parent).events(), turn.ledger.events()
+            if is_off(said) and not is_off(heard):
+                turn.ledger.append(SwitchedOff(self.clock()))
+            if is_refused(said) and not is_refused(heard):
+                turn.ledger.append(ConsentRefused(self.clock()))
 
     def _find_type(self, turn: Turn, request: Mapping[str, Any]) -> None:
         """Find the task's type at its first call; what the type says holds from there on."""

@@ -22,6 +22,7 @@ from .events import (
     ReplyInvalid,
     SwitchedAuto,
     SwitchedOff,
+    TierReplied,
     ToolFailed,
     ToolSucceeded,
     TurnEnded,
@@ -201,9 +202,15 @@ def _still_telling(earlier: Sequence[Event]) -> list[Event]:
 
 
 def _newest(events: list[Event], index: Index) -> tuple[list[Event], Index]:
-    """Return the newest events with the newest CONTROLS before them, and their index; few of the others are touched."""
+    """Return the newest events with the newest CONTROLS before them, and their index; few of the others are touched.
+
+    A tier that works for long has many replies, which must not displace what the user said, nor who has the task.
+    """
     cut = len(events) - MAX_EVENTS
-    before = [at for at in index.controls if at < cut][-MAX_EVENTS:]
+    earlier = [at for at in index.controls if at < cut]
+    replies = [at for at in earlier if isinstance(events[at], TierReplied)]
+    said = [at for at in earlier if not isinstance(events[at], TierReplied)]
+    before = sorted([*replies[-MAX_EVENTS:], *said[-MAX_EVENTS:]])
     moved = cut - len(before)
     controls = [*range(len(before)), *[at - moved for at in index.controls if at >= cut]]
     gone = sum(isinstance(event, Call) for event in events[:cut])

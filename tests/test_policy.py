@@ -14,6 +14,7 @@ from hermes_fallback.config import DEFAULT_TRIGGERS, Policy
 from hermes_fallback.events import (
     UNCHANGED,
     CallFailed,
+    ConsentGiven,
     Escalated,
     EscalationFailed,
     EscalationRequested,
@@ -313,6 +314,19 @@ def test_ledger_is_bounded_and_keeps_landmarks() -> None:
     assert len(ledger._events) <= MAX_EVENTS + 2 + SPARE  # noqa: SLF001
 
 
+def test_a_long_escalated_task_keeps_what_was_said() -> None:
+    """A thousand replies of the tier that has the task displace neither who has it, nor /escalate off and the user's yes."""
+    ledger = Ledger()
+    ledger.append(OFF, START, ASKED, ConsentGiven(0.0), up())
+    for number in range(1000):
+        ledger.append(ok("a", str(number)), REPLIED)
+    events = ledger.events()
+    assert is_off(events)
+    assert holding(events, RULES) == up()
+    assert ConsentGiven(0.0) in events
+    assert len(events) <= 2 * MAX_EVENTS + 5 + SPARE
+
+
 def test_pruning_stays_rare_with_many_landmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tier that holds a long task leaves a landmark each call: the ledger is still not gone through at each event."""
     pruned: list[int] = []
@@ -329,7 +343,8 @@ def test_pruning_stays_rare_with_many_landmarks(monkeypatch: pytest.MonkeyPatch)
     for number in range(1000):
         ledger.append(TierReplied(float(number), 0))
     assert len(pruned) <= 1000 / SPARE
-    assert max(pruned) <= 2 * MAX_EVENTS + SPARE + 1
+    # With the message that began the task, which the replies do not displace.
+    assert max(pruned) <= 2 * MAX_EVENTS + SPARE + 2
 
 
 @given(

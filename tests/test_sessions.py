@@ -90,6 +90,30 @@ def test_off_reaches_children(world: World) -> None:
     assert world.paid.requests == []
 
 
+def test_off_reaches_the_children_of_children_at_work(world: World) -> None:
+    """Said while a sub-agent's sub-agent is at work, to which its parent, who waits for it, can pass nothing on."""
+    world.configure(ISSUE_BLOCK, more="delegation: {max_spawn_depth: 2, orchestrator_enabled: true}\n")
+
+    def script(request: dict[str, Any], index: int) -> Answer:
+        goals = [str(message["content"]) for message in request["messages"] if message["role"] == "user"]
+        if "the leaf's goal" in goals[-1]:
+            return missing(request, index) if index < 12 else say("the leaf gave up")
+        if any(message["role"] == "tool" for message in request["messages"]):
+            return say("summed up")
+        deeper = (
+            {"goal": "the leaf's goal"} if "the middle" in goals[-1] else {"goal": "the middle", "role": "orchestrator"}
+        )
+        return call("delegate_task", **deeper)
+
+    def paid(_request: dict[str, Any], index: int) -> Answer:
+        world.command("off")
+        return call("terminal", command=f"echo {index}")
+
+    world.local.script, world.paid.script = script, paid
+    ask_and_wait(world, "do it", delegating_agent(world))
+    assert len(world.paid.requests) == 1
+
+
 def test_a_model_cannot_say_escalate_to_its_child(world: World) -> None:
     """`/escalate` as a sub-agent's goal comes from a model, and no model may spend."""
 
