@@ -615,8 +615,11 @@ class Adapter:
         if turn.config.policy.is_shadow and decision.held is None:
             # The better answer would have cost about what this one took.
             shadow.answered(task, used)
-        if isinstance(replacement, Stopped) and decision.trigger in OF_ANSWERS:
-            return response  # the answer is there, and can be used
+        if decision.trigger in OF_ANSWERS and (replacement is None or isinstance(replacement, Stopped)):
+            # The answer is there, and can be used; on the screen, half of another may stand below it.
+            if not turn.config.policy.is_shadow:
+                turn.live.notice(f"{SIGN} {turn.model}: its answer stands")
+            return response
         return response if replacement is None else replacement
 
     def _judge(self, turn: Turn, local: LocalCall, task: Task, response: Any) -> Escalate | None:

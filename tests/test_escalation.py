@@ -400,6 +400,18 @@ def test_bigger_model_replaces_garbage_within_the_call(world: World) -> None:
     assert world.ask()["final_response"] == "from the big one"
 
 
+def test_an_answer_that_could_not_be_replaced_stands(world: World) -> None:
+    """The stronger model breaks off in the middle, below the local one's answer: which of the two holds is said last."""
+    world.configure(ALL_TRIGGERS)
+    world.local.script = in_order([say("config.json holds nothing special.")])
+    world.paid.script = in_order([say("A stronger answer that is cut off in the middle of it all.", cut_after=20)])
+    screen = Screen()
+    result = world.ask("what is in config.json?", agent=world.agent(screen=screen))
+    assert result["final_response"] == "config.json holds nothing special."
+    assert [row["state"] for row in rows()] == ["failed"]
+    assert screen.text.rindex(f"{MODEL}: its answer stands") > screen.text.rindex("A stronger")
+
+
 def test_stop_during_the_call_ends_it(world: World) -> None:
     """A stop by the user closes the connection to the stronger model and ends the turn as stopped."""
     agent = world.agent()

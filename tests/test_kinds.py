@@ -177,6 +177,16 @@ def test_shadow_of_an_answer(world: World) -> None:
     assert (row["trigger"], row["is_shadow"], row["input_tokens"]) == ("invalid_output", 1, 100)
 
 
+def test_shadow_of_an_answer_that_would_be_replaced(world: World) -> None:
+    """On the screen stands what the local model said, and no word of ours."""
+    world.configure(SHADOW)
+    world.local.script = in_order([say("config.json holds nothing special.")])
+    screen = Screen()
+    world.ask("what is in config.json?", agent=world.agent(screen=screen))
+    assert [(row["trigger"], row["is_shadow"]) for row in rows()] == [("silent_failure", 1)]
+    assert "⚡" not in screen.text
+
+
 def test_escalate_in_shadow_pays_nothing(world: World) -> None:
     """/escalate says so, and the task stays local."""
     world.configure(SHADOW)
