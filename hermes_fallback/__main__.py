@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .cli import replaying
+from .cli import replaying, status_of
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m hermes_fallback")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     replaying.set_up(commands.add_parser("replay", help=replaying.HELP, description=replaying.HELP))
-    sys.exit(replaying.run(parser.parse_args()))
+    sys.exit(status_of(replaying, parser.parse_args()))
 
 
 if __name__ == "__main__":

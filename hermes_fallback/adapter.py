@@ -401,7 +401,7 @@ class Adapter:
         if turn.platform == "cli" and (turn.live.found or host.is_silent()):
             return None
         summary = self._summary(turn)
-        return None if summary is None else f"{response_text}\n\n{summary}"
+        return None if summary is None or host.is_no_reply(response_text) else f"{response_text}\n\n{summary}"
 
     def on_session_end(self, *, turn_id: str = "", **_: object) -> None:
         """The turn is over (not the session: DESIGN.md, fact 7)."""

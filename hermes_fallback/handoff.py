@@ -23,7 +23,7 @@ STEER_OPEN = "[OUT-OF-BAND USER MESSAGE — a direct message from the user, deli
 STEER_CLOSE = "[/OUT-OF-BAND USER MESSAGE]"
 """The marks around what a user says with /steer, at the end of a tool message (0.19 agent/prompt_builder.py)."""
 
-_STEERED_ESCALATE = re.compile(rf"\s*{re.escape(STEER_OPEN)}\s*/?escalate\s*{re.escape(STEER_CLOSE)}\s*$")
+_STEERED_ESCALATE = re.compile(rf"\s*{re.escape(STEER_OPEN)}\s*/?(?i:escalate)[.!]?\s*{re.escape(STEER_CLOSE)}\s*$")
 # What Hermes appends to a result behind our hook: words of who made the folder (0.19 agent/subdirectory_hints.py).
 _FOLDERS_WORDS = "\n\n[Subdirectory context discovered: "
 # Alone, or behind the message that it interrupted, to which Hermes joins it.

@@ -274,6 +274,16 @@ def _command_outcome(result: str) -> tuple[int | None, str]:
     return fingerprint.exit_status(parsed), str(parsed.get("output") or "")
 
 
+def is_no_reply(answer: str) -> bool:
+    """Tell whether an answer is Hermes's mark for none, which a chat does not show where it stands alone.
+
+    (0.17 to 0.19 gateway/response_filters.py; where there are no chats, it is not loaded.)
+    """
+    filters = sys.modules.get("gateway.response_filters")
+    is_mark = getattr(filters, "is_intentional_silence_response", None)
+    return callable(is_mark) and bool(is_mark(answer))
+
+
 def call_failed(at: float, error: BaseException, request: Mapping[str, Any]) -> CallFailed:
     """Return what an error of the local endpoint means, and whether Hermes would give up on it."""
     # Hermes's own judgement, so that ours cannot differ from it.

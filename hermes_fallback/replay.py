@@ -252,7 +252,8 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         OSError, EOFError, zlib.error: the file cannot be read, or not to its end.
     """
     open_it = gzip.open if path.suffix == ".gz" else open
-    with open_it(path, "rt", encoding="utf-8", errors="replace") as file:
+    # Some editors begin a file with a mark of its encoding.
+    with open_it(path, "rt", encoding="utf-8-sig", errors="replace") as file:
         yield from ((number, line) for number, line in enumerate(file) if line.strip())
 
 

@@ -49,11 +49,13 @@ _WORK = (
 _NOW = (
     r"(?:(?!\b(?:once|after|when|if|until|you|every|tomorrow|later|next time|from now on|as (?:it|they))\b)[^.?!\n])*"
 )
+# How it will answer is nothing that it has to begin now.
+_TASK = rf"(?:{_WORK})\b(?! (?:\w+ ){{0,3}}?(?:answers?|replies|responses)\b)"
 _ANNOUNCES = Hinted(
     "let me|allow me|i'll|i’ll|i will|going to",
     r"(?:\A|[.!?:\n]\s*)(?:(?:ok(?:ay)?|sure|alright|great|now|first|next|then|so|certainly|of course)[,!.:]?\s+)*"
-    rf"(?:(?:let me|allow me to)\b(?!\s+know){_NOW}?\b(?:{_WORK})\b{_NOW}(?:\.\w+\b[^.?!\n]*)*[.:…!\s`]*"
-    rf"|(?:I['’]ll|I will|I['’]m going to|I am going to)\b{_NOW}?\b(?:{_WORK})\b{_NOW}(?:\.\w+\b[^.?!\n]*)*"
+    rf"(?:(?:let me|allow me to)\b(?!\s+know){_NOW}?\b{_TASK}{_NOW}(?:\.\w+\b[^.?!\n]*)*[.:…!\s`]*"
+    rf"|(?:I['’]ll|I will|I['’]m going to|I am going to)\b{_NOW}?\b{_TASK}{_NOW}(?:\.\w+\b[^.?!\n]*)*"
     r"(?:\b(?:now|first)\b[.!\s`]*|[:…][\s`]*|\.\.\.[\s`]*))\Z",
 )
 _MADE = (
@@ -98,7 +100,15 @@ _FILE = re.compile(
 # "How do I…" asks for advice, "what belongs in package.json" for what everybody knows.
 _WANTS_ADVICE = re.compile(
     r"\A\W*how (?:do|to|can|could|would|should|does)\b"
-    r"|\b(?:purpose|example|minimal|by default|usually|typically|goes|go|belongs?|should|safe|explain|mean)\b",
+    r"|\b(?:purpose|example|minimal|by default|usually|typically|goes|go|belongs?|should|safe|explain|mean|okay|versus"
+    r"|vs|difference|fresh|vanilla)\b",
+    re.IGNORECASE,
+)
+# A text or code in which a file is named is not what is in that file.
+_WANTS_TEXT = re.compile(
+    r"\A\W*(?:(?:please|can you|could you|would you)\W+)*(?:write|draft|compose|translate|rephrase|rewrite)\b"
+    r"|\b(?:an?|which|what) (?:[\w-]+ ){0,3}?(?:function|script|one-liner|regexp?|regular expression|query|command"
+    r"|snippet|e?-?mail|message|letter)\b",
     re.IGNORECASE,
 )
 # What stands before the name of a file, in its line.
@@ -119,6 +129,9 @@ _ASKS_ABOUT = re.compile(
     r"\A\W*(?:did|do|does|have|has|had|what|why|who|when|where|which|is|are|was|were|review|explain)\b", re.IGNORECASE
 )
 
+# What is looked at again after a pause, or goes on without saying anything.
+_WAITING_COMMAND = re.compile(r"(?:^|[;&|(]\s*|\bdo\s+)sleep\s+[\d.$]", re.MULTILINE)
+_WAITING_TOOLS = frozenset({"browser_scroll", "browser_press", "browser_back"})
 _WAITING = ("poll", "wait", "watch", "status", "tail", "log", "logs")
 _ACTION_KEYS = ("action", "operation", "op", "mode")
 _CHANGING_NAME = re.compile(
@@ -173,9 +186,12 @@ def of_call(tool: str, arguments: object) -> tuple[ResultSign, ...]:
         not commands and _CHANGING_NAME.search(tool)
     ):
         return ("changes",)
+    if any("sleep" in command and _WAITING_COMMAND.search(command[:_COMMAND_CHARS]) for command in commands):
+        return ("polls",)
     if commands:
         return ("reads",) if all(map(_only_reads, commands)) else ()
-    if isinstance(arguments, Mapping) and any(arguments.get(key) in _WAITING for key in _ACTION_KEYS):
+    waits = isinstance(arguments, Mapping) and any(arguments.get(key) in _WAITING for key in _ACTION_KEYS)
+    if waits or tool in _WAITING_TOOLS:
         return ("polls",)
     return ("reads",) if _READING_NAME.search(tool) else ()
 
@@ -256,7 +272,7 @@ def _of_message(text: str) -> Iterator[MessageSign]:
     if len(text) > _PASTED_CHARS or any(mark in text for mark in _PASTED) or _WANTS_ADVICE.search(text):
         return
     before = [text[text.rfind("\n", 0, file.start()) + 1 : file.start()] for file in _FILE.finditer(text)]
-    if any(map(_READS.search, before)):
+    if any(map(_READS.search, before)) and not _WANTS_TEXT.search(text):
         yield "wants_content"
     if any(map(_CHANGES.search, before)) and not _ASKS_ABOUT.search(text):
         yield "wants_change"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hermes_fallback import host
-from tests.endpoints import Answer, call, say
+from tests.endpoints import Answer, call, in_order, say
 from tests.gateway_chats import Chat, Gateway
 from tests.test_escalation import ALL_TRIGGERS, missing, rows
 from tests.test_money import block, stuck_each_task
@@ -54,6 +54,17 @@ def test_escalate_in_one_chat_leaves_the_other_alone(gateway: Gateway) -> None:
     assert "you asked for it with /escalate [user_request]" in ann.ask("/escalate why")[0]
     assert bob.ask("/escalate why") == ["Nothing was escalated in this session."]
     assert [row["session_id"] for row in rows()] == [ann.session_id]
+
+
+def test_no_reply_of_the_stronger_model_is_none(world: World) -> None:
+    """What Hermes does not show in a chat, when it stands alone, is left alone; log and journal have what it cost."""
+    world.local.script, world.paid.script = local_model, in_order([say("NO_REPLY")])
+    with Gateway(config_text(world.local.url)) as running:
+        chat = running.chat("A")
+        chat.say("stuck")
+        chat.wait_idle()
+        assert not any("NO_REPLY" in shown or "helped" in shown for shown in chat.screen)
+    assert [row["state"] for row in rows()] == ["answered"]
 
 
 @pytest.mark.parametrize("gateway", [False, True], ids=["whole", "streamed"], indirect=True)

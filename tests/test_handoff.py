@@ -96,6 +96,8 @@ def test_steer_is_heeded_only_at_the_very_end_of_a_tool_message() -> None:
     steer = f"\n\n{handoff.STEER_OPEN}\n/escalate\n{handoff.STEER_CLOSE}"
     last = {"role": "tool", "tool_call_id": "1", "content": f"result{steer}"}
     assert handoff.steered([last, {"role": "user", "content": "x"}])
+    for said in ("Escalate", "/ESCALATE", "escalate!", "/escalate."):
+        assert handoff.steered([{**last, "content": f"result{steer}".replace("/escalate", said)}])
     assert not handoff.steered([{**last, "content": f"result{steer} and more"}])
     assert not handoff.steered([{**last, "content": f"result{steer}".replace("escalate", "go left")}])
     assert not handoff.steered([{**last, "role": "user"}])

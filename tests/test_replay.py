@@ -115,6 +115,26 @@ def test_broken_lines_are_named_and_skipped(tmp_path: Path) -> None:
     assert "Traceback" not in half.stderr
 
 
+def test_a_mark_of_the_encoding_is_no_line(tmp_path: Path) -> None:
+    """Some editors begin a file with it."""
+    file = written(tmp_path / "runs.jsonl", {"messages": failing(3)})
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    done = run(str(file), "--json")
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)
+
+
+def test_whoever_reads_the_output_may_stop(tmp_path: Path) -> None:
+    """`… --json | head` ends without a traceback."""
+    file = written(tmp_path / "runs.jsonl", *[{"messages": failing(3)}] * 3000)
+    command = [sys.executable, "-m", "hermes_fallback", "replay", "--json", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+
+
 def test_words_and_sums(tmp_path: Path) -> None:
     """Without --json, a line for each escalation, then how many of how many, by trigger, and what it would have cost."""
     file = written(tmp_path / "runs.jsonl", {"messages": failing(5)}, {"messages": failing(3)}, {"messages": FINE})

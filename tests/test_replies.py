@@ -205,6 +205,12 @@ def test_what_surely_fits_the_validator_passes_too(arguments: dict[str, Any], sc
         assert replies._fits(arguments, schema)  # noqa: SLF001
 
 
+def test_what_an_entry_lacks_is_no_fault_by_the_validator_either() -> None:
+    """Where a schema says more than the quick look understands, a key that is missing further down is none, too."""
+    tools = Tools({"edit": {**EDITS, "minProperties": 1}})
+    assert inspect(LocalReply("", (Call("edit", '{"path": "a", "edits": [{}]}'),)), tools) is None
+
+
 def test_plain_calls_do_not_load_the_validator(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that has what it needs is passed without jsonschema; for one that lacks something, it is asked."""
     asked: list[str] = []
@@ -222,12 +228,13 @@ def test_plain_calls_do_not_load_the_validator(monkeypatch: pytest.MonkeyPatch) 
 
     assert fault(path="a") is None
     assert fault(path=3, edits=[{"old": "x"}]) is None
+    # What an entry lacks, the tool fills in, as Hermes's `todo` does.
+    assert fault(path="a", edits=[{}]) is None
     assert not asked
     wrong: tuple[dict[str, Any], ...] = (
         {},
         {"path": {"a": 1}},
         {"path": "a", "edits": {"old": 1}},
-        {"path": "a", "edits": [{}]},
     )
     assert [fault(**arguments) for arguments in wrong] == [Fault("schema_violation", ends_turn=False)] * len(wrong)
     assert len(asked) == len(wrong)

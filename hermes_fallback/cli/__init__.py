@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from datetime import datetime
 from typing import Any
@@ -46,7 +47,19 @@ def run(args: argparse.Namespace) -> None:
     command = _COMMANDS[args.escalation_command or "check"]
     if args.escalation_command is None:
         args.live = False
-    sys.exit(command.run(args))
+    sys.exit(status_of(command, args))
+
+
+def status_of(command: Any, args: argparse.Namespace) -> int:
+    """Run a command and return its status; its output may be no longer read, as by `head`."""
+    try:
+        status: int = command.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would say it again, when it writes what is left at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
 
 
 def _forget(args: argparse.Namespace) -> int:
