@@ -35,6 +35,8 @@ _TRIES = 2
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 20.0
 # What a model that thinks before it speaks may have written unseen: fast ones write about so many tokens a second.
 _UNSEEN_TOKENS_PER_SECOND = 150
+# So long it takes one that does not think, too.
+_FIRST_WORD_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -236,8 +238,8 @@ class _Stream:
         self.finish_reason_seen = True
         self.is_over = False
         """Whether it was read to its end."""
-        self.told: Any = None
-        """The usage as the endpoint told it: litellm sums it up anew, and leaves out what it does not know."""
+        self.silent_seconds = 0.0
+        """How long nothing was written that could be seen."""
         self.error: Any = None
         self.said: Sequence[str] = ()
         self.messages = arguments["messages"]
@@ -270,6 +272,12 @@ class _Stream:
                 return
 
     @property
+    def told(self) -> Any:
+        """The usage as the endpoint told it last: litellm sums it up anew, and leaves out what it does not know."""
+        usages = (getattr(chunk, "usage", None) for chunk in reversed(tuple(getattr(self._source, "chunks", ()))))
+        return next(filter(None, usages), None)
+
+    @property
     def was_refused(self) -> bool:
         """Whether the provider took up no work for it, as far as its end tells."""
         return was_refused(self.error, accepted=self._watch is not None and self._watch.accepted)
@@ -298,8 +306,6 @@ class _Stream:
         received = getattr(self._source, "received_finish_reason", "unknown") is not None
         self.finish_reason_seen = received if watch.ended is None else watch.ended
         self.said = watch.said
-        usages = (getattr(chunk, "usage", None) for chunk in reversed(getattr(self._source, "chunks", ())))
-        self.told = next(filter(None, usages), None)
         self.is_over = True
 
 
@@ -442,7 +448,7 @@ def _drain(
             case "chunk", chunk:
                 stream.chunks.append(chunk)
                 if silent and any(_pieces(chunk)):
-                    silent, patience = False, _IDLE_SECONDS
+                    silent, patience, stream.silent_seconds = False, _IDLE_SECONDS, now - started
                 delta = chunk.choices[0].delta if chunk.choices else None
                 # As Hermes does it: text beside a tool call is shown until the call begins.
                 speaking = speaking and not getattr(delta, "tool_calls", None)
@@ -476,7 +482,7 @@ def _reply(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds:
     if not (message.content or "").strip() and not message.tool_calls:
         raise ExecutionError(f"{tier.name}: the reply was empty", transient=True)
     usage = getattr(response, "usage", None)
-    if usage is not None and stream.told is not None:
+    if usage is not None:
         _set_right(usage, stream, tier, tools)
     return Reply(
         response=response,
@@ -490,11 +496,14 @@ def _reply(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds:
 def _set_right(usage: Any, stream: _Stream, tier: Tier, tools: Sequence[Any] | None) -> None:
     """Have the usage of a reply say what is paid for.
 
-    Some endpoints tell zeros beside a text, which is counted then. Gateways to Gemini leave its thoughts out of
-    `completion_tokens`, and have them in `total_tokens` alone.
+    Some endpoints tell nothing, or zeros beside a text, which is counted then: litellm would leave out the tools.
+    Gateways to Gemini leave its thoughts out of `completion_tokens`, and have them in `total_tokens` alone.
     """
     tokens_in, tokens_out = told_tokens(usage, "prompt_tokens"), told_tokens(usage, "completion_tokens")
-    total = told_tokens(stream.told, "total_tokens")
+    told = stream.told
+    if told is None:
+        tokens_in = tokens_out = 0
+    total = told_tokens(told, "total_tokens")
     if tokens_in is not None and tokens_out is not None:
         read = tokens_in or prices.count_tokens(tier, stream.messages, tools)
         written = tokens_out or prices.count_tokens(tier, [{"role": "assistant", "content": _written(stream)}], None)
@@ -505,7 +514,7 @@ def _set_right(usage: Any, stream: _Stream, tier: Tier, tools: Sequence[Any] | N
             usage.prompt_tokens, usage.completion_tokens, usage.total_tokens = read, written, read + written
             usage.completion_tokens_details = None  # of the old number
     for name in ("cost", "is_byok", "cost_details"):
-        setattr(usage, name, getattr(stream.told, name, None))  # litellm has a cost of its own there
+        setattr(usage, name, getattr(told, name, None))  # litellm has a cost of its own there
 
 
 def _tell_calls_apart(chunks: Sequence[Any]) -> None:
@@ -533,28 +542,33 @@ def _tell_calls_apart(chunks: Sequence[Any]) -> None:
 def _used(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds: float) -> Usage:
     """Return what a call used that was refused, broken off or stopped: what came is paid for, and what was read.
 
-    Where nothing was written in all these seconds, the model may have been thinking, which is paid for as well; what
-    that took, an endpoint tells at the end.
+    Before the first word, for all these seconds where none came, the model may have been thinking, which is paid for as
+    well; what that took, an endpoint tells at the end. What it read, Claude's tells in the beginning.
     """
     if not stream.chunks and stream.was_refused:
         return NOTHING_USED
     litellm = lazy_litellm.load()
     try:
-        usages = (chunk.usage for chunk in reversed(stream.chunks) if getattr(chunk, "usage", None))
-        # At the end of a stream that was cut, litellm makes one up.
-        told = next(usages, None) if stream.finish_reason_seen else None
+        told = stream.told
         tokens_in = told_tokens(told, "prompt_tokens") or prices.count_tokens(tier, stream.messages, tools)
         came = _written(stream)
         counted = litellm.token_counter(model=tier.litellm_name, text=came, count_response_tokens=True)
         tokens_out = max(told_tokens(told, "completion_tokens") or 0, counted)
-        # A chunk may come in which nothing is written: Azure begins with what its filter says of the prompt.
-        if not came and not (told and stream.is_over):
-            unseen = int(seconds * _UNSEEN_TOKENS_PER_SECOND)
-            tokens_out = unseen if tier.max_tokens is None else min(unseen, tier.max_tokens)
+        if not (told and stream.is_over):
+            # A chunk may come in which nothing is written: Azure begins with what its filter says of the prompt.
+            silent = max(0.0, stream.silent_seconds - _FIRST_WORD_SECONDS) if came else seconds
+            unseen = int(silent * _UNSEEN_TOKENS_PER_SECOND)
+            tokens_out = min(tokens_out + unseen, tokens_out + unseen if tier.max_tokens is None else tier.max_tokens)
+        if told_tokens(told, "prompt_tokens"):
+            made = told.model_copy(update={"completion_tokens": tokens_out, "completion_tokens_details": None})
+            made.total_tokens = tokens_in + tokens_out
+            usd = prices.cost_of_reply(tier, litellm.ModelResponse(usage=made))
+        else:
+            usd = prices.cost(tier, tokens_in, tokens_out, written_to_cache=tokens_in)
     except Exception:
         logger.exception("%s: what an unfinished call used cannot be told", tier.name)
         return Usage()
-    return Usage(tokens_in, tokens_out, prices.cost(tier, tokens_in, tokens_out))
+    return Usage(tokens_in, tokens_out, usd)
 
 
 def _written(stream: _Stream) -> str:

@@ -17,6 +17,8 @@ from .handoff import most_tokens, text_of
 # litellm 1.105 counts every model's tokens with OpenAI's tokenizers. Claude's make up to 1.35 times as many since 4.7
 # as before, when they made some more than OpenAI's already; and each provider frames tools in its own way.
 _COUNT_MARGIN, _CLAUDE_MARGIN, _FRAME_TOKENS = 1.1, 1.6, 400
+# Theirs take up to three digits for one token; of most other models, each digit is one.
+_OPENAIS = ("gpt-", "chatgpt-", "o1", "o3", "o4")
 # What an image takes at most, whatever its size: Claude's largest, 3.75 megapixels, at 750 a token; OpenAI's 2,500
 # patches, with `detail: original` 10,000, at 1.2 tokens each. litellm 1.105 says 85 where no `detail` is given, and
 # looks into the image, even by fetching it, where one is. A usual one is Claude's 1.15 megapixels.
@@ -56,8 +58,21 @@ def count_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | Non
     return _text_tokens(tier, messages, tools) + _USUAL_IMAGE_TOKENS * len(_images(messages))
 
 
+def _without_images(messages: Sequence[Any]) -> list[Any]:
+    return [{**message, "content": text_of(message.get("content"))} for message in messages]
+
+
+def _digits(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
+    """Return how many digits a model is sent that may take each of them for a token; 0 for OpenAI's own models."""
+    if tier.model.rpartition("/")[2].lower().startswith(_OPENAIS):
+        return 0
+    written = json.dumps([_without_images(messages), tools], ensure_ascii=False, default=str)
+    bare = written.encode("utf-8", "surrogatepass")
+    return len(bare) - len(bare.translate(None, b"0123456789"))
+
+
 def _text_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
-    texts = [{**message, "content": text_of(message.get("content"))} for message in messages]
+    texts = _without_images(messages)
     count, model = lazy_litellm.load().token_counter, tier.litellm_name
     try:
         # As they are written: litellm's own count of tools leaves out what stands under `anyOf`, and fails on a
@@ -87,9 +102,10 @@ def worst_case(tier: Tier, handoff: Mapping[str, Any], *, at_most: int | None = 
     With `at_most` tokens, which what is sent does not exceed, none are counted.
     """
     if at_most is None:
-        messages = handoff["messages"]
-        texts, images = _text_tokens(tier, messages, handoff.get("tools")), _most_image_tokens(messages)
-        at_most = int(texts * (_CLAUDE_MARGIN if "claude" in tier.model.lower() else _COUNT_MARGIN)) + images
+        messages, tools = handoff["messages"], handoff.get("tools")
+        texts, images = _text_tokens(tier, messages, tools), _most_image_tokens(messages)
+        margin = _CLAUDE_MARGIN if "claude" in tier.model.lower() else _COUNT_MARGIN
+        at_most = int(texts * margin) + _digits(tier, messages, tools) + images
         counted = texts + images
     else:
         counted = at_most
@@ -157,7 +173,7 @@ def price(
             cache_creation_input_tokens=written_to_cache,
             service_tier=service_tier,
         )
-        return _known(float(sum(costs)), provider, model)
+        return float(sum(costs)) or None  # 0 is no price: litellm has models in its map without one (1.105.3)
     except Exception:  # noqa: BLE001  # litellm raises a plain Exception for a model that its price map lacks
         return None
 
@@ -186,7 +202,7 @@ def cost_of_reply(tier: Tier, response: Any) -> float | None:
         usd = lazy_litellm.load().completion_cost(
             completion_response=response, model=tier.model, custom_llm_provider=tier.provider
         )
-        return _known(float(usd), tier.provider, tier.model)
+        return float(usd) or None
     except Exception:  # noqa: BLE001  # litellm raises a plain Exception for a model that its price map lacks
         return None
 
@@ -206,12 +222,3 @@ def _amount(told: object) -> float | None:
     if isinstance(told, bool) or not isinstance(told, int | float):
         return None
     return float(told) if 0 < told < _MOST_USD else None
-
-
-def _known(cost: float, provider: str, model: str) -> float | None:
-    """Return the cost, or None when it is 0 because litellm knows the model but no price for it (1.105.3)."""
-    if cost:
-        return cost
-    litellm = lazy_litellm.load()
-    known = litellm.get_model_info(model.removeprefix("responses/"), custom_llm_provider=provider)["key"]
-    return cost if known in litellm.model_cost else None

@@ -146,6 +146,32 @@ def test_zeros_beside_a_text_are_not_believed(monkeypatch: pytest.MonkeyPatch) -
     assert reply.cost_usd == pytest.approx(read * 2.5e-6 + written * 15e-6)
 
 
+def test_what_is_read_is_counted_with_the_tools_where_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many local servers and gateways tell no usage; what litellm makes up for it leaves the tools out."""
+    untold, _, _ = ask(say("word " * 50, tells_usage=False), monkeypatch=monkeypatch)
+    tier = Tier("openai", "gpt-5.4")
+    assert untold.input_tokens == prices.count_tokens(tier, HANDOFF["messages"], HANDOFF["tools"])
+    assert untold.input_tokens > prices.count_tokens(tier, HANDOFF["messages"], None)
+    assert 50 <= (untold.output_tokens or 0) < 70
+
+
+def test_thoughts_before_the_first_words_of_a_call_that_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was thought unseen is paid for, whether or not a few words came after it."""
+    with pytest.raises(ExecutionError) as caught:
+        ask(say("a few words", text_after=2.5, cut_after=4, tells_usage=False), monkeypatch=monkeypatch)
+    assert 150 < (caught.value.used.output_tokens or 0) < 1000
+    with pytest.raises(ExecutionError) as caught:
+        ask(say("a few words", text_after=2.5, cut_after=4, tells_usage=False), monkeypatch=monkeypatch, max_tokens=9)
+    assert caught.value.used.output_tokens == 9
+
+
+def test_an_empty_reply_costs_what_its_endpoint_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy has booked it, though there is nothing to read, and though litellm knows no price."""
+    with pytest.raises(ExecutionError, match="the reply was empty") as caught:
+        ask(say("", cost=0.75), monkeypatch=monkeypatch, model="a-model-of-our-own")
+    assert (caught.value.used.input_tokens, caught.value.used.cost_usd) == (100, 0.75)
+
+
 OWN_KEY = {"is_byok": True, "cost_details": {"upstream_inference_cost": 0.5}}
 
 
@@ -168,6 +194,31 @@ def test_what_openrouter_lets_the_users_own_key_pay_is_paid(
     usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120, **told}
     reply, _, _ = ask(streamed({"content": "x"}, usage=usage), monkeypatch=monkeypatch)
     assert reply.cost_usd == pytest.approx(cost_usd)
+
+
+@pytest.mark.parametrize(
+    ("provider", "model"),
+    [("heroku", "claude-4-sonnet"), ("dashscope", "qwen3-30b-a3b"), ("volcengine", "kimi-k2-thinking-251104")],
+)
+def test_a_model_that_is_listed_without_a_price_has_none(provider: str, model: str) -> None:
+    """For litellm it costs $0; no budget would hold."""
+    litellm = lazy_litellm.load()
+    assert litellm.get_model_info(model, custom_llm_provider=provider)
+    assert prices.cost(Tier(provider, model), 10_000, 1_000) is None
+    assert prices.worst_case(Tier(provider, model), HANDOFF) is None
+    assert prices.cost(Tier(provider, model, price=Price(0, 0)), 10_000, 1_000) == 0
+
+
+def test_more_is_reserved_for_numbers_where_each_digit_may_be_a_token() -> None:
+    """Qwen, Mistral, Gemini and others take one token a digit, OpenAI up to three digits."""
+    numbers = {"messages": [{"role": "user", "content": "12345.678 " * 1000}]}
+    price = Price(1, 0)
+    theirs, other = (
+        prices.worst_case(Tier("openai", model, price=price), numbers) for model in ("gpt-5.4", "Qwen/Qwen3-32B")
+    )
+    assert theirs is not None
+    assert other is not None
+    assert other.input_usd - theirs.input_usd == pytest.approx(8000 / 1e6, rel=0.01)
 
 
 def test_unknown_price_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,23 @@ def test_what_claude_writes_into_its_cache_costs_more_by_ones_own_price_too() ->
     assert by_own_price == pytest.approx(1.25 * without_cache)
 
 
+def test_a_stopped_claude_costs_what_it_has_told() -> None:
+    """It says at the beginning what it read, and what of that it put into its cache."""
+    claude = one_of["anthropic"]
+    answer = say("word " * 100, usage=(40_000, 300), cached=1_000, cache_written=38_000, hold_seconds=0.02)
+    pieces: list[str] = []
+    with Endpoint(in_order([answer]), strict=True, key=KEY, wire=claude.wire) as endpoint:
+        tier = Tier(claude.provider, claude.model, base_url=endpoint.url, api_key_env="TIER_KEY")
+        built = handoff.build({"messages": ASKED, "tools": TOOLS}, note="NOTE")
+        with pytest.raises(executor.Interrupted) as stop:
+            executor.complete(tier, built, is_interrupted=lambda: len(pieces) > 2, on_text=pieces.append)
+    used = stop.value.used
+    assert used.input_tokens == 40_000
+    assert used.output_tokens is not None
+    reading = 1_000 * claude.input_price + 38_000 * 1.25 * claude.input_price + 1_000 * claude.cached_price
+    assert used.cost_usd == pytest.approx((reading + used.output_tokens * claude.output_price) / 1e6)
+
+
 def test_what_claude_keeps_for_an_hour_costs_twice_as_much() -> None:
     """Where the user asks for that, it is reserved and paid."""
     claude, price = one_of["anthropic"], Price(5, 25, 0.5)
