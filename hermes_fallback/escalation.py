@@ -18,7 +18,7 @@ from .executor import Interrupted, Reply
 from .journal import JournalError, Reserved
 from .policy import Decision, Escalate
 from .provider_errors import BudgetExceeded, ExecutionError, was_refused
-from .redact import never_send_match
+from .redact import Masks, never_send_match
 from .replies import inspect, offered
 from .spending import NotPermitted
 from .task import SIGN, Task
@@ -229,10 +229,12 @@ def _prepare(tier: Tier, task: Task, request: Mapping[str, Any], reason: str) ->
         worst = prices.worst_case(tier, request) if tier.price else None
         return _Prepared(worst, lambda most: _call_primary(replace(tier, max_tokens=most), task, request))
     abilities = executor.abilities(tier)
+    masks = Masks(task.ledger.filled)
     prepared = handoff.build(
         request,
-        note=handoff.note(reason),
+        note=handoff.note(reason, task.config.handoff),
         options=task.config.handoff,
+        masks=masks,
         local_model=task.local_model,
         tier=tier,
         vision=abilities.vision,
@@ -248,13 +250,21 @@ def _prepare(tier: Tier, task: Task, request: Mapping[str, Any], reason: str) ->
     def send(most: int | None) -> Reply:
         on_text = task.live.stream if task.live.begin_answer() else _nobody_watches
         limited = replace(tier, max_tokens=most)
-        return executor.complete(limited, prepared, is_interrupted=is_interrupted, on_text=on_text)
+        reply = executor.complete(limited, prepared, is_interrupted=is_interrupted, on_text=on_text)
+        _put_back(reply.response, masks)
+        return reply
 
     policy = task.config.policy
     # Where nobody looks at it before the call is over, a bound will do: to count takes as long as to hand over.
     is_looked_at = policy.budget.limits_money or policy.confirm != "never"
     at_most = None if is_looked_at else handoff.most_tokens(prepared)
     return _Prepared(prices.worst_case(tier, prepared, at_most=at_most), send)
+
+
+def _put_back(response: Any, masks: Masks) -> None:
+    """Have a reply's calls use what the masks in them stand for; its text, which is shown and kept, has the masks."""
+    for call in response.choices[0].message.tool_calls or ():
+        call.function.arguments = masks.put_back(call.function.arguments)
 
 
 def _call_primary(tier: Tier, task: Task, request: Mapping[str, Any]) -> Reply:

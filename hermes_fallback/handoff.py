@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .config import Handoff, Tier
-from .redact import redact
+from .redact import Masks, redact
 from .trim import exchanges, trim
 
 Message = dict[str, Any]
@@ -47,6 +47,7 @@ def build(
     *,
     note: str,
     options: Handoff = _DEFAULT,
+    masks: Masks | None = None,
     local_model: str | None = None,
     tier: Tier | None = None,
     vision: bool | None = None,
@@ -58,7 +59,8 @@ def build(
     `request` is OpenAI-shaped (DESIGN.md, fact 4); everything in it but messages and tools was chosen for the local
     model and is left out. With `local_model` and `tier`, a system prompt that names the one names the other instead;
     with `vision=False` images are left out; with both of the last two, so are old messages that the window has no room
-    for (`count_tokens` gets the finished messages; the tools are the caller's to count).
+    for (`count_tokens` gets the finished messages; the tools are the caller's to count). `masks` gets to know what
+    stands for which secret.
     """
     messages = list(_paired(_plain(message) for message in request.get("messages") or ()))
     if vision is False:
@@ -67,7 +69,7 @@ def build(
         messages = _naming(messages, local_model, tier)
     # Before trimming, whose lines quote: half a secret is not known as one.
     if options.redact == "secrets":
-        messages = redact(messages)
+        messages = redact(messages, masks)
 
     def finished(messages: list[Message]) -> list[Message]:
         return _with_note(_merged(trim(messages, untouchable=STEER_OPEN) if options.trim else messages), note)
@@ -81,12 +83,14 @@ def build(
     return handoff
 
 
-def note(reason: str) -> str:
+def note(reason: str, options: Handoff = _DEFAULT) -> str:
     """Say to the stronger model, once, what happened before it."""
+    masked = "`[redacted:…]` stands for a value that you are not shown; use it as it stands in calls. "
     return (
         "You are taking over this task in the middle from a smaller model that got stuck: "
         f"{reason}. All it did is in the conversation. Do not repeat what failed; find another way, "
-        "check what is really there, and bring the task to its end. Do not mention this note."
+        "check what is really there, and bring the task to its end. "
+        f"{masked if options.redact == 'secrets' else ''}Do not mention this note."
     )
 
 

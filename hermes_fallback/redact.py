@@ -5,8 +5,10 @@ URL's user, an Authorization header, the name of a variable or field). Text that
 hashes, UUIDs and images are random too. A value that a name gave away is masked from then on wherever it stands. What
 becomes of a message depends only on it and on what stands before it, so that prompt caches hold.
 
-The same secret has the same mask, `[redacted:3fa2]`: four digits of a hash that is salted once per process. Without the
-salt, a password that is in a list could be found by its mask.
+The same secret has the same mask, `[redacted:3fa290c1]`: eight digits of a hash that is salted once per process, and
+more where two secrets of a conversation would share them. Without the salt, a password that is in a list could be found
+by its mask. What a mask stands for is put back where the stronger model uses it in a call, which would else write the
+mask into the user's files.
 
 Why not detect-secrets (Yelp, on PyPI): it finds secrets in files, for a baseline. Its `scan_line` gives values without
 their places, and goes line by line: of a private key it finds the first line, and JSON has no lines. Its plugins and
@@ -21,7 +23,8 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from .hinted import Hinted
@@ -72,6 +75,9 @@ _PRIVATE_KEY = re.compile(
     r"(?:(?=(?:(?!-----)[\s\S])*[A-Za-z0-9+/=]{16})(?:(?!-----BEGIN)[\s\S]){0,20000}?-----END [A-Z0-9 ]+-----"
     r"|(?:\\[nr]|[A-Za-z0-9+/=\s])*[A-Za-z0-9+/=]{16}(?:\\[nr]|[A-Za-z0-9+/=\s])*)"
 )
+
+# As in a result of `read_file` (0.19 tools/file_operations.py).
+_LINE_NUMBER = re.compile(r" *\d+\|")
 
 # A value goes no further than its quotes; in JSON, no further than a backslash.
 _VALUE = r"""[^\s"'`\\,;<>]"""
@@ -146,30 +152,123 @@ _LINE_CHARS = 200
 _KNOWN_CHARS = 8
 
 
-def redact(messages: Iterable[Message]) -> list[Message]:
-    """Return the messages with every secret masked: in what is said, asked for and returned, not in images."""
-    mask = _Mask()
-    return [mask.message(message) for message in messages]
+_MASK = re.compile(r"\[redacted:[0-9a-f]{8,}\]")
+# Calls of a session; of more, those that were made last are known.
+_MOST_FILLED = 200
 
 
-class _Mask:
-    """Masks secrets, and remembers those that only their names gave away."""
+class Filled:
+    """Which calls of a session had secrets put back, by a hash, and the masks that stood there; no secret.
+
+    A secret may stand there where nothing tells that it is one, and must not go out when the history does.
+    """
+
+    __slots__ = ("_masks",)
 
     def __init__(self) -> None:
+        self._masks: dict[int, tuple[str, ...]] = {}
+
+    def add(self, arguments: Any, masks: Iterable[str]) -> None:
+        """Remember the masks that stood in a call's arguments, which are as they are now."""
+        self._masks[_hash(arguments)] = tuple(masks)
+        if len(self._masks) > _MOST_FILLED:
+            self._masks.pop(next(iter(self._masks)), None)
+
+    def masks_of(self, arguments: Any) -> tuple[str, ...]:
+        """Return the masks that stood in a call's arguments."""
+        return self._masks.get(_hash(arguments), ()) if self._masks else ()
+
+
+def _hash(arguments: Any) -> int:
+    return hash(json.dumps(arguments, sort_keys=True))
+
+
+class Masks:
+    """What each mask of one handoff stands for. It has no words of its own, so that no log and no error shows it."""
+
+    def __init__(self, filled: Filled | None = None) -> None:
+        self.filled = Filled() if filled is None else filled
+        self._secrets: dict[str, str] = {}
+
+    def of(self, secret: str) -> str:
+        """Return the mask of a secret, which no other one of the handoff has."""
+        digest = hashlib.blake2b(secret.encode("utf-8", "surrogatepass"), key=_SALT).hexdigest()
+        digits = 8
+        while self._secrets.setdefault(mask := f"[redacted:{digest[:digits]}]", secret) != secret:
+            digits += 1
+        return mask
+
+    def again(self, text: str, masks: Iterable[str]) -> str:
+        """Return a text with what these masks stand for masked, wherever it stands."""
+        known = {self._secrets[mask]: mask for mask in masks if mask in self._secrets}
+        # Not within a mask, whose digits may be a short secret; and no secret within a longer one.
+        pieces = [_MASK.pattern, *map(re.escape, sorted(known, key=len, reverse=True))]
+        return re.sub("|".join(pieces), lambda match: known.get(match[0], match[0]), text)
+
+    def put_back(self, arguments: str) -> str:
+        """Return a call's arguments with what the masks in their texts stand for.
+
+        Without any, and where they are no JSON, they stay as they are. So does a mask that the handoff did not have.
+        """
+        masks = [mask for mask in dict.fromkeys(_MASK.findall(arguments)) if mask in self._secrets]
+        if not masks:
+            return arguments
+        try:
+            filled = _each_text(json.loads(arguments), lambda text: _MASK.sub(self._secret, text))
+        except (ValueError, RecursionError):
+            return arguments
+        self.filled.add(filled, masks)
+        return json.dumps(filled, ensure_ascii=False)
+
+    def _secret(self, match: re.Match[str]) -> str:
+        return self._secrets.get(match[0], match[0])
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    match value:
+        case str():
+            return change(value)
+        case list():
+            return [_each_text(item, change) for item in value]
+        case dict():
+            return {key: _each_text(item, change) for key, item in value.items()}
+        case _:
+            return value
+
+
+def redact(messages: Iterable[Message], masks: Masks | None = None) -> list[Message]:
+    """Return the messages with every secret masked: in what is said, asked for and returned, not in images.
+
+    `masks` gets to know what each mask stands for.
+    """
+    redaction = _Redaction(Masks() if masks is None else masks)
+    return [redaction.message(message) for message in messages]
+
+
+class _Redaction:
+    """Masks secrets, and remembers those that only their names gave away."""
+
+    def __init__(self, masks: Masks) -> None:
+        self._masks = masks
         self._known: dict[str, re.Pattern[str]] = {}
 
     def message(self, message: Message) -> Message:
         content = message["content"]
-        redacted = {**message, "content": self.text(content) if isinstance(content, str) else self._parts(content)}
+        redacted = {**message, "content": self._parts(content)}
+        if isinstance(content, str):
+            redacted["content"] = self.text(content, is_result=message["role"] == "tool")
         if message.get("tool_calls"):
             redacted["tool_calls"] = [self._call(call) for call in message["tool_calls"]]
         return redacted
 
-    def text(self, text: str) -> str:
-        text = _PRIVATE_KEY.sub(lambda match: _mask(match[0].replace("\\n", "\n")), text)
+    def text(self, text: str, *, is_result: bool = False) -> str:
+        mask = self._masks.of
+        if "-----BEGIN " in text:
+            in_json = is_result and _is_json(text)
+            text = _PRIVATE_KEY.sub(lambda match: mask(_as_in_its_file(match[0], in_json=in_json)), text)
         if _FORM.may_match(text):
-            text = _FORM.pattern.sub(lambda match: _mask(match[0]), text)
-        text = _DISCORD.sub(lambda match: _mask(match[0]), text)
+            text = _FORM.pattern.sub(lambda match: mask(match[0]), text)
+        text = _DISCORD.sub(lambda match: mask(match[0]), text)
         lower = text.lower()
         for hinted in _IN_PLACE:
             if hinted.may_match(lower):
@@ -178,7 +277,7 @@ class _Mask:
             text = _NAMED.pattern.sub(lambda match: self._put(match) if _is_assigned_secret(match) else match[0], text)
         for value, pattern in self._known.items():
             if value in text:
-                text = pattern.sub(_mask(value), text)
+                text = pattern.sub(mask(value), text)
         return text
 
     def _parts(self, content: Any) -> Any:
@@ -192,6 +291,8 @@ class _Mask:
         function = call["function"]
         arguments = json.loads(function["arguments"])
         redacted = self._value(arguments, "")
+        if masks := self._masks.filled.masks_of(arguments):
+            redacted = _each_text(redacted, lambda text: self._masks.again(text, masks))
         if redacted == arguments:
             return dict(call)
         return {**call, "function": {**function, "arguments": json.dumps(redacted, ensure_ascii=False)}}
@@ -200,7 +301,7 @@ class _Mask:
         match value:
             case str() if _names_secret(name, value, quoted=True):
                 self._remember(value)
-                return _mask(value)
+                return self._masks.of(value)
             case str():
                 return self.text(value)
             case list():
@@ -216,16 +317,31 @@ class _Mask:
     def _put(self, match: re.Match[str]) -> str:
         self._remember(match["secret"])
         start, end = (at - match.start() for at in match.span("secret"))
-        return match[0][:start] + _mask(match["secret"]) + match[0][end:]
+        return match[0][:start] + self._masks.of(match["secret"]) + match[0][end:]
 
     def _remember(self, secret: str) -> None:
         if len(secret) >= _KNOWN_CHARS and re.search(r"\d", secret) and re.search(r"[A-Za-z]", secret):
             self._known[secret] = re.compile(f"{_START}{re.escape(secret)}{_END}")
 
 
-def _mask(secret: str) -> str:
-    digest = hashlib.blake2b(secret.encode("utf-8", "surrogatepass"), digest_size=2, key=_SALT)
-    return f"[redacted:{digest.hexdigest()}]"
+def _is_json(text: str) -> bool:
+    try:
+        # Behind a result may stand a warning of Hermes's.
+        json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _as_in_its_file(key: str, *, in_json: bool) -> str:
+    """Return a private key without the escapes of a result, and the numbers that `read_file` gives to lines."""
+    if in_json:
+        with suppress(ValueError):  # it goes over the end of its string
+            key = json.loads(f'"{key}"')
+    head, *lines = key.split("\n")
+    if all(_LINE_NUMBER.match(line) for line in lines):
+        lines = [_LINE_NUMBER.sub("", line) for line in lines]
+    return "\n".join((head, *lines))
 
 
 def _is_assigned_secret(match: re.Match[str]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -553,6 +554,44 @@ def test_secrets_do_not_leave_the_machine(world: World) -> None:
     assert secret not in sent
     assert "to port 8443" in sent
     assert secret in json.dumps(result["messages"])
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_secret_is_put_back_where_the_stronger_model_uses_it(
+    world: World, caplog: pytest.LogCaptureFixture, *, streamed: bool
+) -> None:
+    """It sees a mask; the file that it writes and the command that it runs have the value, and its answer does not."""
+    password, settings = "hunt3r", world.folder / "settings.yaml"
+    settings.write_text(f"db:\n  port: 5432\n  password: {password}\n")
+    world.local.script = lambda r, i: call("read_file", path=str(settings)) if i == 0 else missing(r, i)
+
+    def paid(request: dict[str, Any], index: int) -> Answer:
+        shown = "\n".join(str(message["content"]) for message in request["messages"] if message["role"] == "tool")
+        mask = re.findall(r"\[redacted:\w+\]", shown)[0]
+        content = f"db:\n  port: 5433\n  password: {mask}\n"
+        # Where nothing tells that it is a password, and a mask that nobody made.
+        command = f"printf %s '-p{mask} [redacted:0123456789]' > used.txt"
+        return in_order(
+            [
+                call("write_file", path=str(settings), content=content),
+                call("terminal", command=command),
+                say(f"the password is still {mask}"),
+            ]
+        )(request, index)
+
+    world.paid.script = paid
+    screen = Screen() if streamed else None
+    caplog.set_level(logging.DEBUG)
+    result = world.ask("set the port to 5433", agent=world.agent(screen=screen))
+    assert settings.read_text() == f"db:\n  port: 5433\n  password: {password}\n"
+    assert (world.folder / "used.txt").read_text() == f"-p{password} [redacted:0123456789]"
+    assert result["final_response"].startswith("the password is still [redacted:")
+    assert password not in json.dumps(world.paid.requests)
+    # The calls go back as they were made, so that the provider's prompt cache holds.
+    first, second, third = (request["messages"] for request in world.paid.requests)
+    assert second[: len(first)] == first
+    assert third[: len(second)] == second
+    assert password.encode() not in JOURNAL.read_bytes() + "\n".join(log_of(caplog, logging.DEBUG)).encode()
 
 
 def test_system_prompt_names_the_model_that_answers(world: World) -> None:

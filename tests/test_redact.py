@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hermes_fallback import handoff
 from hermes_fallback.config import Handoff
-from hermes_fallback.redact import never_send_match, redact
+from hermes_fallback.redact import Filled, Masks, never_send_match, redact
 
 HEX = "0123456789abcdef"
 PEM_BODY = "MIIEowIBAAKCAQEA7bq9+abcDEF0123456789/xyzABCDEF\nq83vASNFZ4mrze8BI0VniavN7wEjRWeJq83vASNF\n"
@@ -143,9 +143,78 @@ def test_what_is_no_secret_stays(text: str) -> None:
 def test_same_secret_same_mask() -> None:
     """A secret can be told from another one, in every message and in every request."""
     messages = [said("DB_PASSWORD=hunter2aa"), said("DB_PASSWORD=hunter2ab"), said("postgres://u:hunter2aa@h/d")]
-    first, second, third = (message["content"].partition("[")[2][:13] for message in redact(messages))
+    first, second, third = (message["content"].partition("[")[2][:17] for message in redact(messages))
     assert first == third != second
     assert list(redact(messages)) == list(redact(messages))
+
+
+def test_what_a_mask_stands_for_is_put_back() -> None:
+    """In the strings of a call's arguments; other masks, other texts and what is no JSON stay as they are."""
+    masks = Masks()
+    redact([said("DB_PASSWORD=pa55"), said('postgres://u:w0rd"x@h/d')], masks)
+    first = masks.of("pa55")
+    arguments = json.dumps({"a": f"x {first} y", "b": [first, "[redacted:0123456789]"], "c": 1})
+    assert json.loads(masks.put_back(arguments)) == {"a": "x pa55 y", "b": ["pa55", "[redacted:0123456789]"], "c": 1}
+    for other in ('{"a":  1}', f'{{"a": "{first}', "[redacted:0123456789]"):
+        assert masks.put_back(other) == other
+    assert Masks().put_back(arguments) == arguments
+    assert "pa55" not in repr(masks) + str(masks)
+
+
+def test_two_secrets_never_share_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the first digits are the same, the later one has more of them, and each comes back as it was."""
+
+    class Alike:
+        def __init__(self, data: bytes, **_: Any) -> None:
+            self.data = data
+
+        def hexdigest(self) -> str:
+            return "0" * 10 + self.data.hex().ljust(20, "0")
+
+    monkeypatch.setattr("hermes_fallback.redact.hashlib.blake2b", Alike)
+    masks = Masks()
+    made = [masks.of(secret) for secret in ("one", "two", "one", "three")]
+    assert len(set(made)) == 3
+    assert made[0] == made[2] == "[redacted:00000000]"
+    assert json.loads(masks.put_back(json.dumps(made))) == ["one", "two", "one", "three"]
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        PEM,
+        json.dumps({"output": PEM}),
+        json.dumps({"content": "1|a\n2|" + "\n".join(f"{n}|{line}" for n, line in enumerate(PEM.split("\n"), 2))[2:]}),
+    ],
+)
+def test_a_private_key_is_put_back_as_its_file_has_it(shown: str) -> None:
+    """Without JSON's escapes, and without the numbers that read_file gives to lines."""
+    masks = Masks()
+    redact([{"role": "tool", "tool_call_id": "1", "content": shown}], masks)
+    assert masks.put_back(json.dumps([masks.of(PEM)])) == json.dumps([PEM])
+
+
+def test_a_private_key_in_a_json_file_is_put_back_with_its_escapes() -> None:
+    """What stands in a file in one line goes back in one line."""
+    masks, line = Masks(), PEM.replace("\n", "\\n")
+    shown = json.dumps({"content": json.dumps({"private_key": PEM})})
+    redact([{"role": "tool", "tool_call_id": "1", "content": shown}], masks)
+    assert masks.put_back(json.dumps([masks.of(line)])) == json.dumps([line])
+
+
+@pytest.mark.parametrize("secret", ["a", "pa55", "0", 'quo"te'])
+def test_what_was_put_back_goes_masked_into_the_next_request(secret: str) -> None:
+    """However short, and where nothing tells that it is a secret: as the stronger model wrote it."""
+    filled = Filled()
+    masks, later = Masks(filled), Masks(filled)
+    mask = masks.of(secret)
+    assert later.of(secret) == mask
+    made = call(masks.put_back(json.dumps({"command": f"-p{mask}", "other": f"{mask}{mask}"})))
+    assert json.loads(made["function"]["arguments"])["command"] == f"-p{secret}"
+    (sent,) = redact([{"role": "assistant", "content": "", "tool_calls": [made]}], later)
+    arguments = json.loads(sent["tool_calls"][0]["function"]["arguments"])
+    assert arguments["other"] == f"{mask}{mask}"
+    assert arguments["command"].endswith(mask)
 
 
 def test_named_secret_is_masked_where_it_stands_alone() -> None:
