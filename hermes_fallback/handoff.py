@@ -72,7 +72,8 @@ def build(
         messages = redact(messages, masks)
 
     def finished(messages: list[Message]) -> list[Message]:
-        return _with_note(_merged(trim(messages, untouchable=STEER_OPEN) if options.trim else messages), note)
+        trimmed = trim(messages, untouchable=STEER_OPEN) if options.trim else messages
+        return _with_note(_merged(_with_images_behind(trimmed)), note)
 
     handoff: Message = {"messages": finished(messages)}
     if request.get("tools"):
@@ -124,7 +125,9 @@ def _plain(message: Mapping[str, Any]) -> Message:
             return {"role": "assistant", "content": text if text.strip() else "", "tool_calls": calls}
         case "tool":
             text = _STEERED_ESCALATE.sub("", text_of(content))
-            return {"role": "tool", "content": text, "tool_call_id": message.get("tool_call_id")}
+            images = [image for image in map(_image, content if isinstance(content, list) else ()) if image]
+            result = {"role": "tool", "content": text, "tool_call_id": message.get("tool_call_id")}
+            return {**result, "images": images} if images else result
         case _:
             return {"role": "system", "content": text_of(content)}
 
@@ -149,7 +152,9 @@ def _paired(messages: Iterable[Message]) -> Iterator[Message]:
             new_id = _match(message["tool_call_id"], waiting)
             if new_id is None:
                 # A result of no call that we see (its call was compressed away): said, not sent as a tool's.
-                strays.append({"role": "user", "content": f"[result of an earlier tool call]\n{message['content']}"})
+                text = f"[result of an earlier tool call]\n{message['content']}"
+                images = message.get("images")
+                strays.append({"role": "user", "content": [*_as_parts(text), *images] if images else text})
             else:
                 del waiting[new_id]
                 results[new_id] = {**message, "tool_call_id": new_id}
@@ -235,6 +240,21 @@ def _merged(messages: Iterable[Message]) -> list[Message]:
     return merged
 
 
+def _with_images_behind(messages: Sequence[Message]) -> Iterator[Message]:
+    """Put what the results of a turn show behind them, as a user's: a result is text, and nothing may stand between."""
+    for said, results in exchanges(messages):
+        yield said
+        names = {call["id"]: call["function"]["name"] for call in said.get("tool_calls", ())}
+        shown: list[Message] = []
+        for result in results:
+            images = result.get("images", ())
+            if images:
+                shown += [*_as_parts(f"[shown by {names[result['tool_call_id']]}]"), *images]
+            yield {key: value for key, value in result.items() if key != "images"}
+        if shown:
+            yield {"role": "user", "content": shown}
+
+
 def _joined_turns(messages: Iterable[Message]) -> list[Message]:
     merged: list[Message] = []
     for message in messages:
@@ -262,6 +282,9 @@ def _as_parts(content: Any) -> list[Message]:
 
 
 def _without_images(message: Message) -> Message:
+    if message.get("images"):
+        text = "\n".join([message["content"], *[_NO_IMAGE] * len(message["images"])])
+        return {key: value for key, value in message.items() if key != "images"} | {"content": text}
     if not isinstance(message["content"], list):
         return message
     parts = [{"text": _NO_IMAGE} if part["type"] == "image_url" else part for part in message["content"]]

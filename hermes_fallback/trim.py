@@ -46,7 +46,7 @@ _Call = tuple[str, str, str]
 
 
 def trim(messages: Sequence[Message], *, untouchable: str) -> list[Message]:
-    """Return the messages without repetitions; results that contain `untouchable` stay as they are.
+    """Return the messages without repetitions; results with images, or `untouchable` in them, stay as they are.
 
     Each call must have its one result behind it, under an id that no other call has.
     """
@@ -55,7 +55,7 @@ def trim(messages: Sequence[Message], *, untouchable: str) -> list[Message]:
     loop: list[tuple[str, str]] = []
     for said, results in _without_superseded(list(exchanges(messages)), untouchable):
         calls = _calls(said, results)
-        is_free = not any(untouchable in result["content"] for result in results)
+        is_free = _is_free(results, untouchable)
         if calls in seen.exchanges and kept[-1]["role"] == "tool" and is_free:
             loop.append((", ".join(name for name, _, _ in calls), seen.news(said["content"])))
             continue
@@ -74,15 +74,16 @@ def trim(messages: Sequence[Message], *, untouchable: str) -> list[Message]:
     return kept
 
 
+def _is_free(results: Sequence[Message], untouchable: str) -> bool:
+    return not any(untouchable in result["content"] or result.get("images") for result in results)
+
+
 _Exchange = tuple[Message, list[Message]]
 
 
 def _without_superseded(exchanges: Sequence[_Exchange], untouchable: str) -> Iterator[_Exchange]:
     """Leave out attempts that failed as later ones did, if that was often, and name them at the last one."""
-    kinds = [
-        None if any(untouchable in result["content"] for result in results) else _failure(said, results)
-        for said, results in exchanges
-    ]
+    kinds = [_failure(said, results) if _is_free(results, untouchable) else None for said, results in exchanges]
     ends = _ends(exchanges, kinds)
     briefs: dict[int, list[str]] = {}
     for at, (said, answers) in enumerate(exchanges):

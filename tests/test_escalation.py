@@ -594,6 +594,27 @@ def test_a_secret_is_put_back_where_the_stronger_model_uses_it(
     assert password.encode() not in JOURNAL.read_bytes() + "\n".join(log_of(caplog, logging.DEBUG)).encode()
 
 
+def test_an_image_that_a_tool_showed_goes_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stronger model sees what the local one saw, as a user's picture behind the results."""
+    from tools.registry import registry  # noqa: PLC0415  # after HERMES_HOME is set
+
+    url = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    parts = [{"type": "text", "text": "taken"}, {"type": "image_url", "image_url": {"url": url}}]
+    schema = {"name": "shot", "description": "Takes one.", "parameters": {"type": "object", "properties": {}}}
+    result = {"_multimodal": True, "content": parts, "text_summary": "taken"}
+    registry.register("shot", "shot", schema, lambda *_, **__: result)
+    world.local.script = lambda request, index: missing(request, index) if index else call("shot")
+    agent = world.agent(enabled_toolsets=["file", "shot"])
+    monkeypatch.setattr(type(agent), "_model_supports_vision", lambda _: True, raising=False)
+    try:
+        world.ask("what is on my screen?", agent=agent)
+    finally:
+        registry.deregister("shot")
+    assert world.paid.refusals == []
+    (shown,) = (message for message in world.paid.requests[0]["messages"] if isinstance(message.get("content"), list))
+    assert shown == {"role": "user", "content": [{"type": "text", "text": "[shown by shot]"}, parts[1]]}
+
+
 def test_system_prompt_names_the_model_that_answers(world: World) -> None:
     """The stronger model is not told that it is the local one."""
     world.local.script = missing

@@ -91,6 +91,43 @@ def test_images_are_kept_as_parts() -> None:
     assert built[1]["content"] == [{"type": "text", "text": "see"}, picture, {"type": "text", "text": "?"}]
 
 
+def test_images_that_tools_showed_stand_behind_the_results() -> None:
+    """In a user message, for a result is text; each says whose it is, and the same text with another image stays."""
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "look"}]
+    for at in range(2):
+        shot = [{"type": "text", "text": "screenshot taken " * 20}, picture(f"A{at}")]
+        messages += [
+            {"role": "assistant", "content": "", "tool_calls": [tool_call("1", "shot"), tool_call("2", "list")]},
+            {"role": "tool", "tool_call_id": "1", "content": shot},
+            {"role": "tool", "tool_call_id": "2", "content": "a b"},
+        ]
+    messages.append({"role": "user", "content": "and now?"})
+    built = handoff.build({"messages": messages}, note="NOTE")["messages"]
+    assert [message["role"] for message in built] == ["system", "user", *["assistant", "tool", "tool", "user"] * 2]
+    said = {"type": "text", "text": "[shown by shot]"}
+    assert built[5]["content"] == [said, picture("A0")]
+    assert built[9]["content"] == [said, picture("A1"), {"type": "text", "text": "and now?"}]
+    assert strict_fault({"model": "m", "messages": built}, None, None) is None
+    blind = handoff.build({"messages": messages}, note="NOTE", vision=False)["messages"]
+    # To a blind one, the second time is a loop.
+    assert [message["role"] for message in blind] == ["system", "user", "assistant", "tool", "tool", "user"]
+    assert blind[3]["content"].endswith("\n[an image was left out: this model cannot see images]")
+
+
+def test_an_image_whose_call_is_gone_is_shown() -> None:
+    """It stands with the text of its result, where the user's words are."""
+    messages = [{"role": "tool", "tool_call_id": "gone", "content": [{"type": "text", "text": "left"}, picture("AA")]}]
+    built = handoff.build({"messages": messages}, note="NOTE")["messages"]
+    assert built[1]["content"] == [{"type": "text", "text": "[result of an earlier tool call]\nleft"}, picture("AA")]
+    blind = handoff.build({"messages": messages}, note="NOTE", vision=False)["messages"]
+    assert blind[1]["content"].endswith("left\n[an image was left out: this model cannot see images]")
+
+
+def picture(data: str) -> dict[str, Any]:
+    """An image part."""
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+
 def test_steer_is_heeded_only_at_the_very_end_of_a_tool_message() -> None:
     """The user's /steer escalate is recognised at the end of a tool message, and nowhere else."""
     steer = f"\n\n{handoff.STEER_OPEN}\n/escalate\n{handoff.STEER_CLOSE}"
