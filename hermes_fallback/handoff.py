@@ -32,6 +32,21 @@ _SPOKEN_ESCALATE = re.compile(
 )
 _GO_ON = "Go on with the task above, from where it was stopped."
 _BEGINNING = "(The beginning of this conversation is not here.)"
+_STRAY = "[result of an earlier tool call]"
+# What stands in the user's place and is not the user's (0.19 agent/conversation_loop.py, conversation_compression.py,
+# chat_completion_helpers.py; tools/process_registry.py), and what is ours.
+_NOT_THE_USERS = (
+    "[System: ",
+    "You just executed tool calls but returned an empty response",
+    "You've reached the maximum number of tool-calling iterations",
+    "[Your active task list was preserved across context compression]",
+    "[IMPORTANT: Background process ",
+    "[CONTEXT COMPACTION",
+    "[CONTEXT SUMMARY]:",
+    "Continue from the compressed conversation context above.",
+    _STRAY,
+    _GO_ON,
+)
 _TOOL_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 
 
@@ -152,7 +167,7 @@ def _paired(messages: Iterable[Message]) -> Iterator[Message]:
             new_id = _match(message["tool_call_id"], waiting)
             if new_id is None:
                 # A result of no call that we see (its call was compressed away): said, not sent as a tool's.
-                text = f"[result of an earlier tool call]\n{message['content']}"
+                text = f"{_STRAY}\n{message['content']}"
                 images = message.get("images")
                 strays.append({"role": "user", "content": [*_as_parts(text), *images] if images else text})
             else:
@@ -337,11 +352,15 @@ def _fit(messages: list[Message], fits: Callable[[list[Message]], bool]) -> list
 def _without_oldest(head: list[Message], middle: list[list[Message]], count: int) -> list[Message]:
     old, new = ([message for exchange in part for message in exchange] for part in (middle[:count], middle[count:]))
     # The user's last word is the task, however long ago it was said.
-    words = [message for message in old if message["role"] == "user"]
-    task = words[-1:] if not any(message["role"] == "user" for message in new) else []
+    task = [] if any(map(_is_the_users, new)) else list(filter(_is_the_users, old))[-1:]
     left_out = len(old) - len(task)
     line = f"[{left_out} older messages were left out here, for which this model's context has no room]"
     return [*head, {"role": "user", "content": line}, *task, *new]
+
+
+def _is_the_users(message: Message) -> bool:
+    text = text_of(message["content"]).strip()
+    return message["role"] == "user" and not _is_blank(message["content"]) and not text.startswith(_NOT_THE_USERS)
 
 
 def _with_note(messages: list[Message], text: str) -> list[Message]:

@@ -266,6 +266,26 @@ def test_old_messages_are_left_out_of_a_conversation_that_is_too_long() -> None:
     assert fitted(messages, 10**6) == handoff.build({"messages": messages}, note="NOTE")["messages"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[System: Your previous response was truncated by the output length limit. Continue exactly where you left off.]",
+        "[System: Continue now. Execute the required tool calls.]",
+        "You just executed tool calls but returned an empty response. Please process the tool results above and continue.",
+        "[Your active task list was preserved across context compression]\n- [>] 1. look (in_progress)",
+        "[IMPORTANT: Background process proc_1 completed (exit code 0).]",
+        "/escalate",
+        "",
+    ],
+)
+def test_the_users_task_stays_though_a_line_of_hermes_stands_last(line: str) -> None:
+    """What Hermes says in the user's place is not what the user wants done."""
+    messages = [*conversation_of(30), {"role": "assistant", "content": "so far"}, {"role": "user", "content": line}]
+    first = fitted(messages, 2000)[1]["content"]
+    assert first.startswith("first\n\n[")
+    assert first.endswith(" has no room]\n\nthe task")
+
+
 def test_what_is_left_out_stays_the_same_for_some_calls() -> None:
     """The cut moves by several exchanges at once, so that most requests begin as the one before did."""
     heads = [fitted(conversation_of(count), 4000)[1]["content"] for count in range(40, 60)]
