@@ -1,10 +1,10 @@
 """Leaves out of a conversation what stands in it already, so that nobody pays to have it read twice.
 
 Pure. Four things are cut, each to a line that says what it was: attempts that failed as a later one did, with the same
-tool, for the same task (the later one stays, and names them); calls that were made before and gave the same results
-again, right behind other calls (a loop); a result that came before, word for word; and, in the result of a call that
-was made before, the lines that its earlier results had. What a call asks for is never rewritten, for a model imitates
-the calls that it sees, and neither are words of the user.
+tool, for the same task (the later one stays, and names them), of commands only the same one with the same result; calls
+that were made before and gave the same results again, right behind other calls (a loop); a result that came before,
+word for word; and, in the result of a call that was made before, the lines that its earlier results had. What a call
+asks for is never rewritten, for a model imitates the calls that it sees, and neither are words of the user.
 
 But for two things, what becomes of a message depends only on what stands before it, so that the request for the next
 call begins as the one before did, and the provider's prompt cache holds. Calls of a loop are counted at the end of the
@@ -79,6 +79,8 @@ def _is_free(results: Sequence[Message], untouchable: str) -> bool:
 
 
 _Exchange = tuple[Message, list[Message]]
+_Failure = tuple[str, str, Fingerprint]
+"""Tool and kind of error; of a command, the arguments as well, and its result."""
 
 
 def _without_superseded(exchanges: Sequence[_Exchange], untouchable: str) -> Iterator[_Exchange]:
@@ -98,10 +100,10 @@ def _without_superseded(exchanges: Sequence[_Exchange], untouchable: str) -> Ite
         yield said, [{**answers[0], "content": f"{answers[0]['content']}\n\n{line}"}]
 
 
-def _ends(exchanges: Sequence[_Exchange], kinds: Sequence[tuple[str, Fingerprint] | None]) -> list[int | None]:
+def _ends(exchanges: Sequence[_Exchange], kinds: Sequence[_Failure | None]) -> list[int | None]:
     """Return for each failed attempt where the last of its kind in its task stands, if there were enough of them."""
     tasks = itertools.accumulate(said["role"] == "user" for said, _ in exchanges)
-    groups: dict[tuple[int, tuple[str, Fingerprint]], list[int]] = {}
+    groups: dict[tuple[int, _Failure], list[int]] = {}
     for at, (task, kind) in enumerate(zip(tasks, kinds, strict=True)):
         if kind is not None:
             groups.setdefault((task, kind), []).append(at)
@@ -113,8 +115,8 @@ def _ends(exchanges: Sequence[_Exchange], kinds: Sequence[tuple[str, Fingerprint
     return ends
 
 
-def _failure(said: Message, results: Sequence[Message]) -> tuple[str, Fingerprint] | None:
-    """Return tool and kind of error of an attempt that failed, by the form of Hermes's results; None for any other."""
+def _failure(said: Message, results: Sequence[Message]) -> _Failure | None:
+    """Return how an attempt failed, by the form of Hermes's results; None for any other."""
     calls = said.get("tool_calls", ())
     if len(calls) != 1 or len(results) != 1:
         return None
@@ -125,9 +127,15 @@ def _failure(said: Message, results: Sequence[Message]) -> tuple[str, Fingerprin
         return None
     if not isinstance(result, dict):
         return None
-    message = result.get("error") or (result.get("output") if fingerprint.exit_status(result) else None)
+    function = calls[0]["function"]
+    status = fingerprint.exit_status(result)
+    if status is not None:
+        # What two commands found may read alike and be two things; the same result of the same one is nothing more.
+        found = fingerprint.without_volatile(fingerprint.without_notice(results[0]["content"]))
+        return (function["name"], _canonical(function["arguments"]), found) if status else None
+    message = result.get("error")
     kind = fingerprint.error_kind(message) if isinstance(message, str) else None
-    return None if kind is None else (calls[0]["function"]["name"], kind)
+    return None if kind is None else (function["name"], "", kind)
 
 
 def _brief(said: Message) -> str:

@@ -177,10 +177,21 @@ def test_failures_that_are_few_or_different_or_of_another_task_stay() -> None:
 
 
 def test_commands_that_failed_alike() -> None:
-    """A command's exit status is a failure as well, and its output says of which kind."""
-    result = json.dumps({"output": "no rule to make target", "exit_code": 2})
-    runs = [exchange("terminal", f"make t{n}", f"{result}\n\n[Tool loop warning: count={n}]") for n in range(3)]
+    """The same command that failed in the same way is an attempt that failed alike, whatever Hermes says behind it."""
+    result = json.dumps({"output": "no rule to make target, after 0.3s", "exit_code": 2})
+    runs = [exchange("terminal", "make", f"{result}\n\n[Tool loop warning: count={n}]") for n in range(3)]
     assert len(trimmed(*runs)) == 2
+    timed = [exchange("terminal", "make", result.replace("0.3s", f"0.{n}s")) for n in range(3)]
+    assert len(trimmed(*timed)) == 2
+
+
+def test_commands_that_only_look_alike_stay() -> None:
+    """What each of several commands found is shown, and what one found each time."""
+    error = "{}: error: Incompatible types in assignment\nFound 1 error in 1 file"
+    results = [json.dumps({"output": error.format(name), "exit_code": 1}) for name in ("a.py:3", "b.py:71", "c.py:512")]
+    for commands in ("abc", "aaa"):
+        runs = [exchange("terminal", f"mypy {name}", result) for name, result in zip(commands, results, strict=True)]
+        assert contents(trimmed(*runs)) == results
 
 
 def test_users_words_keep_a_failed_attempt() -> None:
