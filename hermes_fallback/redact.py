@@ -130,7 +130,9 @@ _KEY = (
 )
 _NAMED = Hinted(
     "password|passwd|passphrase|passwort|pwd|secret|token|credential|key",
-    rf"(?:(?<![A-Za-z0-9_\\])|(?<=\\[nrt]))(?P<name>[\w.-]{{0,60}}?(?i:{_PASSWORD}|{_KEY})_?\d?)"
+    # The name goes to the end of its word, and a sign follows: to look for that first is fast, where dots join words.
+    rf"(?:(?<![A-Za-z0-9_\\])|(?<=\\[nrt]))(?=[\w.-]{{3,85}}+{_QUOTE}?\s?[=:])"
+    rf"(?P<name>[\w.-]{{0,60}}?(?i:{_PASSWORD}|{_KEY})_?\d?)"
     rf"(?P<sign>{_QUOTE}?\s?(?:=>|:=|=|:)\s?)(?P<quote>{_QUOTE})?(?P<secret>[^\s\"'`\\,;<>]+)",
     0,
 )
