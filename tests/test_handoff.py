@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hermes_fallback import handoff
-from hermes_fallback.config import Tier
+from hermes_fallback.config import Handoff, Tier
 from hermes_fallback.prices import count_tokens
 from tests.endpoints import strict_fault
 
@@ -89,6 +89,13 @@ def test_images_are_kept_as_parts() -> None:
     ]
     built = handoff.build({"messages": messages}, note="")["messages"]
     assert built[1]["content"] == [{"type": "text", "text": "see"}, picture, {"type": "text", "text": "?"}]
+
+
+def test_the_note_says_what_a_mask_is() -> None:
+    """Where there are masks."""
+    said = "`[redacted:…]` stands for a value that you are not shown; use it as it stands in calls."
+    assert said in handoff.note("it failed")
+    assert "redacted" not in handoff.note("it failed", Handoff(redact="off"))
 
 
 def test_images_that_tools_showed_stand_behind_the_results() -> None:
