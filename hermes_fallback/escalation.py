@@ -256,7 +256,7 @@ def _prepare(tier: Tier, task: Task, request: Mapping[str, Any], reason: str) ->
 
     policy = task.config.policy
     # Where nobody looks at it before the call is over, a bound will do: to count takes as long as to hand over.
-    is_looked_at = policy.budget.limits_money or policy.confirm != "never"
+    is_looked_at = policy.budget.limits_money or policy.budget.on_exceeded == "ask" or policy.confirm != "never"
     at_most = None if is_looked_at else handoff.most_tokens(prepared)
     return _Prepared(prices.worst_case(tier, prepared, at_most=at_most), send)
 

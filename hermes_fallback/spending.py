@@ -42,7 +42,10 @@ def permit(decision: Escalate, task: Task, tier: Tier, *, reason: str, worst: Wo
     if answer is None:
         answer = _reserve(decision, task, tier, reason=reason, worst=worst)
     if isinstance(answer, Exceeded) and task.config.policy.budget.on_exceeded == "ask":
-        consent = task.ask(f"{tier.name} would go over the budget: {answer.why}. Let it do so, for this task?")
+        consent = task.ask(
+            f"{tier.name} would go over the budget: {answer.why}. {_at_most(worst, _usual_tokens(tier))} "
+            "Let it do so, for this task?"
+        )
         if not consent.given:
             task.ledger.append(ConsentRefused(task.clock()))
             raise NotPermitted(f"{answer.why} ({consent.why})", is_budget=True)
@@ -88,7 +91,7 @@ def _confirm(task: Task, tier: Tier, *, reason: str, worst: WorstCase | None) ->
     if confirm == "never" or (confirm == "first_in_session" and any(isinstance(one, ConsentGiven) for one in events)):
         return None
     spent = task.journal.spent(task_id=task.task_id, account=task.account)
-    allowed = budget.fit(_limits(task), spent, worst, max_tokens=tier.max_tokens, is_new=True)
+    allowed = budget.fit(_limits(task), spent, worst, max_tokens=_max_tokens(task, tier, worst), is_new=True)
     if isinstance(allowed, Exceeded):
         return allowed
     consent = task.ask(" ".join(_question(task, tier, reason=reason, worst=worst, allowed=allowed, spent=spent)))
@@ -103,16 +106,29 @@ def _question(
     task: Task, tier: Tier, *, reason: str, worst: WorstCase | None, allowed: Allowed, spent: Spent
 ) -> Iterator[str]:
     yield f"Let {tier.name} take over from {task.local_model}, because {reason}?"
-    if worst is None:
-        yield "What it costs is not known."
-    else:
-        tokens_out = allowed.max_tokens or budget.USUAL_OUTPUT_TOKENS
-        yield (
-            f"A call has about {explain.tokens(worst.input_tokens)} in and up to {explain.tokens(tokens_out)} out: "
-            f"{explain.usd(worst.usd(tokens_out))} at most, and a task takes several."
-        )
+    yield _at_most(worst, allowed.max_tokens or _usual_tokens(tier))
     nearest = budget.left(_limits(task), spent)
     yield "No budget is set." if nearest is None else f"Of the budget, {nearest}."
+
+
+def _at_most(worst: WorstCase | None, tokens_out: int) -> str:
+    if worst is None:
+        return "What it costs is not known."
+    return (
+        f"A call has about {explain.tokens(worst.input_tokens)} in and up to {explain.tokens(tokens_out)} out: "
+        f"{explain.usd(worst.usd(tokens_out))} at most, and a task takes several."
+    )
+
+
+def _max_tokens(task: Task, tier: Tier, worst: WorstCase | None) -> int | None:
+    """Return how long a reply may get before the budget is looked at; None: as long as the model likes."""
+    # Whoever said yes was told what a call costs at most.
+    is_told = task.config.policy.confirm != "never" or _is_lifted(task.ledger.events())
+    return _usual_tokens(tier) if is_told and worst is not None else tier.max_tokens
+
+
+def _usual_tokens(tier: Tier) -> int:
+    return tier.max_tokens or budget.USUAL_OUTPUT_TOKENS
 
 
 def _reserve(
@@ -125,7 +141,13 @@ def _reserve(
         task_id=task.task_id,
         account=task.account,
         seconds=tier.timeout_seconds,
-        fit=partial(budget.fit, _limits(task), worst=worst, max_tokens=tier.max_tokens, is_new=decision.held is None),
+        fit=partial(
+            budget.fit,
+            _limits(task),
+            worst=worst,
+            max_tokens=_max_tokens(task, tier, worst),
+            is_new=decision.held is None,
+        ),
         otherwise=opening,
     )
 

@@ -499,6 +499,20 @@ def test_asked_first_in_session(world: World, person: list[Any]) -> None:
     assert len(person) == 1
 
 
+def test_what_was_said_to_be_the_most_is_the_most(world: World, person: list[Any]) -> None:
+    """Who said yes to “$0.26 at most” pays no more than that for a call: without a budget, too, it is limited."""
+    world.configure(block({"confirm": "first_in_session"}))
+    world.local.script = stuck_each_task
+    world.paid.script = in_order([call("terminal", command="echo hi"), say("paid answer")])
+    person[:] = ["once"]
+    agent = world.agent()
+    assert world.ask(agent=agent)["final_response"] == "paid answer"
+    assert world.ask("more", agent=agent)["final_response"] == "paid answer"
+    assert "up to 16,384 tokens out: " in person[0]
+    assert [request["max_completion_tokens"] for request in world.paid.requests] == [16_384] * 3
+    assert f"${rows()[0]['reserved_usd']:.4f} at most" in person[0]
+
+
 def test_a_no_holds_for_the_task(world: World, person: list[Any], caplog: pytest.LogCaptureFixture) -> None:
     """Denied: the local model goes on, no other tier and no later trigger asks in this task; the next task does."""
     world.configure(block({"confirm": "always"}, fallback=[OPENAI, {**OPENAI, "model": "gpt-5-nano"}]))
@@ -542,6 +556,8 @@ def test_asked_to_go_over_the_budget(world: World, person: list[Any]) -> None:
     assert len(person) == 1
     assert "would go over the budget: it may cost $0." in person[0]
     assert len(rows()) == 2
+    assert [request["max_completion_tokens"] for request in world.paid.requests] == [16_384] * 2
+    assert f"up to 16,384 tokens out: ${rows()[0]['reserved_usd']:.4f} at most" in person[0]
     person[:] = ["deny"]
     assert world.ask()["final_response"] == "local answer"
     assert len(rows()) == 2
