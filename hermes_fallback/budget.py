@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, time
 
 from .config import Budget
+from .events import LimitName
 
 LEAST_OUTPUT_TOKENS = 1024
 """A call with room for fewer is not worth its input: the answer, or its thinking, would be cut off."""
@@ -81,15 +82,17 @@ class Allowed:
 
 @dataclass(frozen=True, slots=True)
 class Exceeded:
-    """The call may not be made; `why` is a sentence with the numbers, without its full stop."""
+    """The call may not be made, for this limit; `why` is a sentence with the numbers, without its full stop."""
 
     why: str
+    limit: LimitName
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
     """What is left of the limit that is nearest."""
 
+    limit: LimitName
     usd: float
     limit_usd: float
     words: str
@@ -98,7 +101,7 @@ class Left:
         return f"${self.usd:.4f} of {amount(self.limit_usd)} {self.words} is left"
 
 
-_SCOPES = (
+_SCOPES: tuple[tuple[LimitName, str, str], ...] = (
     ("per_task_usd", "task", "for this task"),
     ("per_session_usd", "session", "for this session"),
     ("per_day_usd", "day", "today"),
@@ -116,9 +119,9 @@ def amount(usd: float) -> str:
 def lefts(budget: Budget, spent: Spent) -> list[Left]:
     """Return what is left of each limit in dollars that is set."""
     return [
-        Left(max(0.0, limit - getattr(spent, scope)), limit, words)
-        for key, scope, words in _SCOPES
-        if (limit := getattr(budget, key)) is not None
+        Left(name, max(0.0, limit - getattr(spent, scope)), limit, words)
+        for name, scope, words in _SCOPES
+        if (limit := getattr(budget, name)) is not None
     ]
 
 
@@ -136,16 +139,18 @@ def fit(
     """
     most = budget.max_escalations_per_session
     if is_new and most is not None and spent.escalations >= most:
-        return Exceeded(f"this session has had its {most} escalation{'' if most == 1 else 's'}")
+        words = f"this session has had its {most} escalation{'' if most == 1 else 's'}"
+        return Exceeded(words, "max_escalations_per_session")
     nearest = left(budget, spent)
     if worst is None:
         if budget.needs_price:
             return Exceeded(
                 "its price is not known, and a budget in dollars is set; give the tier a `price`, or write "
-                "`unknown_price: allow`"
+                "`unknown_price: allow`",
+                "unknown_price",
             )
         if nearest is not None and nearest.usd <= 0:
-            return Exceeded(f"its price is not known, and {nearest}")
+            return Exceeded(f"its price is not known, and {nearest}", nearest.limit)
         return Allowed(max_tokens, None)
     wanted = max_tokens or USUAL_OUTPUT_TOKENS
     if nearest is None:
@@ -154,7 +159,7 @@ def fit(
     room = _room(nearest.usd - worst.input_usd, worst.usd_per_output_token, wanted)
     if room < min(wanted, LEAST_OUTPUT_TOKENS):
         needed = worst.usd(min(wanted, LEAST_OUTPUT_TOKENS))
-        return Exceeded(f"it may cost ${needed:.4f}, and {nearest}")
+        return Exceeded(f"it may cost ${needed:.4f}, and {nearest}", nearest.limit)
     return Allowed(room, worst.usd(room))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
-from .events import TriggerName
+from .events import LimitName, TriggerName
 from .faults import faults as faults_of
 from .faults import short
 
@@ -149,6 +149,11 @@ class Budget:
     def needs_price(self) -> bool:
         """Whether a model without a known price may not be paid."""
         return self.limits_money and self.unknown_price == "block"
+
+    def without(self, limit: LimitName) -> Budget:
+        """Return the budget without one of its limits."""
+        lifted: dict[str, Any] = {limit: "allow" if limit == "unknown_price" else None}
+        return replace(self, **lifted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,15 @@ TriggerName = Literal[
     "risk",
     "task_type",
 ]
+LimitName = Literal[
+    "per_task_usd",
+    "per_session_usd",
+    "per_day_usd",
+    "per_month_usd",
+    "max_escalations_per_session",
+    "unknown_price",
+]
+"""What a call can be against, by its name in the `budget`."""
 ResultSign = Literal["rejected", "empty", "polls", "changes", "reads"]
 ReplySign = Literal["cannot", "announces", "claims_done", "asks", "unaided"]
 MessageSign = Literal["cannot_say", "wants_content", "wants_change"]
@@ -155,9 +164,10 @@ class ConsentRefused:
 
 @dataclass(frozen=True, slots=True)
 class BudgetLifted:
-    """A person said that this task may cost more than the budget."""
+    """A person said that this task may go beyond one limit of the budget."""
 
     at: float
+    limit: LimitName
 
 
 @dataclass(frozen=True, slots=True)

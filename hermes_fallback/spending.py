@@ -11,7 +11,7 @@ from functools import partial
 from . import budget, explain
 from .budget import Allowed, Exceeded, Spent, WorstCase
 from .config import Budget, Tier
-from .events import BudgetLifted, ConsentGiven, ConsentRefused, Event, TurnStarted
+from .events import BudgetLifted, ConsentGiven, ConsentRefused, Event, LimitName, TurnStarted
 from .journal import Reserved
 from .policy import Escalate
 from .task import Task
@@ -41,7 +41,9 @@ def permit(decision: Escalate, task: Task, tier: Tier, *, reason: str, worst: Wo
         answer = _confirm(task, tier, reason=reason, worst=worst)
     if answer is None:
         answer = _reserve(decision, task, tier, reason=reason, worst=worst)
-    if isinstance(answer, Exceeded) and task.config.policy.budget.on_exceeded == "ask":
+    while isinstance(answer, Exceeded):
+        if task.config.policy.budget.on_exceeded != "ask":
+            raise NotPermitted(answer.why, is_budget=True)
         consent = task.ask(
             f"{tier.name} would go over the budget: {answer.why}. {_at_most(worst, _usual_tokens(tier))} "
             "Let it do so, for this task?"
@@ -49,10 +51,8 @@ def permit(decision: Escalate, task: Task, tier: Tier, *, reason: str, worst: Wo
         if not consent.given:
             task.ledger.append(ConsentRefused(task.clock()))
             raise NotPermitted(f"{answer.why} ({consent.why})", is_budget=True)
-        task.ledger.append(BudgetLifted(task.clock()))
+        task.ledger.append(BudgetLifted(task.clock(), answer.limit))
         answer = _reserve(decision, task, tier, reason=reason, worst=worst)
-    if isinstance(answer, Exceeded):
-        raise NotPermitted(answer.why, is_budget=True)
     return answer
 
 
@@ -123,7 +123,7 @@ def _at_most(worst: WorstCase | None, tokens_out: int) -> str:
 def _max_tokens(task: Task, tier: Tier, worst: WorstCase | None) -> int | None:
     """Return how long a reply may get before the budget is looked at; None: as long as the model likes."""
     # Whoever said yes was told what a call costs at most.
-    is_told = task.config.policy.confirm != "never" or _is_lifted(task.ledger.events())
+    is_told = task.config.policy.confirm != "never" or any(_lifted(task.ledger.events()))
     return _usual_tokens(tier) if is_told and worst is not None else tier.max_tokens
 
 
@@ -153,13 +153,16 @@ def _reserve(
 
 
 def _limits(task: Task) -> Budget:
-    return Budget() if _is_lifted(task.ledger.events()) else task.config.policy.budget
+    limits = task.config.policy.budget
+    for name in _lifted(task.ledger.events()):
+        limits = limits.without(name)
+    return limits
 
 
-def _is_lifted(events: tuple[Event, ...]) -> bool:
+def _lifted(events: tuple[Event, ...]) -> Iterator[LimitName]:
+    """Return the limits that a person has lifted for this task."""
     for event in reversed(events):
         if isinstance(event, TurnStarted):
-            return False
+            return
         if isinstance(event, BudgetLifted):
-            return True
-    return False
+            yield event.limit

@@ -77,7 +77,8 @@ def test_escalations_per_session() -> None:
     """The number limits what begins, not the calls of what has begun; a free model fits any budget."""
     budget = Budget(max_escalations_per_session=2)
     spent = Spent(escalations=2)
-    assert fit(budget, spent, WORST, max_tokens=9, is_new=True) == Exceeded("this session has had its 2 escalations")
+    refused = fit(budget, spent, WORST, max_tokens=9, is_new=True)
+    assert refused == Exceeded("this session has had its 2 escalations", "max_escalations_per_session")
     assert isinstance(fit(budget, spent, WORST, max_tokens=9, is_new=False), Allowed)
     free = WorstCase(4000, 0.0, 0.0)
     assert fit(Budget(per_day_usd=0), Spent(), free, max_tokens=None, is_new=True) == Allowed(USUAL_OUTPUT_TOKENS, 0.0)

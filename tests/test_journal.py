@@ -249,8 +249,10 @@ def test_nothing_is_made_by_looking(tmp_path: Path) -> None:
 def test_refused_leaves_nothing(tmp_path: Path) -> None:
     """What does not fit is not written: no escalation without a call."""
     journal = Journal(tmp_path)
-    refused = journal.reserve(opening(), turn_id="t", task_id="t", account="s", seconds=1, fit=lambda _: Exceeded("no"))
-    assert refused == Exceeded("no")
+    refused = journal.reserve(
+        opening(), turn_id="t", task_id="t", account="s", seconds=1, fit=lambda _: Exceeded("no", "per_day_usd")
+    )
+    assert refused == Exceeded("no", "per_day_usd")
     assert rows(journal, "SELECT * FROM escalations") == rows(journal, "SELECT * FROM calls") == []
 
 

@@ -211,7 +211,8 @@ class Turn:
     """Its session has a new id, and the next model call brings it."""
     taken: bool = False
     refused: bool = False
-    lifted: bool = False
+    lifted: set[str] = field(default_factory=set)
+    """The limits that a person let it go beyond."""
     calls: int = 0
     retries: int = 0
     failed: set[str] = field(default_factory=set)
@@ -384,6 +385,15 @@ CALLS = (
     "SELECT c.id, c.escalation, c.state, c.cost_usd, c.reserved_usd, c.turn_id, c.task_id, e.session_id, e.to_model,"
     " e.trigger FROM calls c JOIN escalations e ON e.id = c.escalation WHERE NOT e.is_shadow ORDER BY c.id"
 )
+
+NAMED = {
+    "for this task is left": "per_task_usd",
+    "for this session is left": "per_session_usd",
+    "today is left": "per_day_usd",
+    "this month is left": "per_month_usd",
+    "this session has had its": "max_escalations_per_session",
+}
+"""By what words a question names a limit."""
 
 LIMITS = {
     "per_task_usd": (0.0, 0.02, 0.06),
@@ -962,9 +972,6 @@ class Machine(RuleBasedStateMachine):
     def holds_against_budget(self, call: Call, request: Request, tokens_in: int, most: int | None) -> None:
         """Whether it stays within each limit, even if the tier writes all that it may."""
         turn, rules, account = call.turn, call.turn.rules, call.chat.account
-        if turn.lifted:
-            self.reached["over the budget with a yes"] += 1
-            return
         today = self.wall().astimezone(BERLIN).date()
         spent = {
             "per_task_usd": sum(bill.usd for bill in self.bills if bill.turn is turn.task),
@@ -976,9 +983,13 @@ class Machine(RuleBasedStateMachine):
         }
         for name, limit in rules.limits.items():
             worst = cost(request.tier, tokens_in, most) if most is not None else float("inf")
-            if spent[name] + worst > limit + 1e-9:
+            if spent[name] + worst <= limit + 1e-9:
+                continue
+            self.reached["over the budget with a yes"] += name in turn.lifted
+            if name not in turn.lifted:
                 self.breaks(BUDGET, f"{request}: {spent[name]} spent, {worst} more may be, of {limit} {name}")
-        if request.is_new and rules.most is not None and len(account.paid) >= rules.most:
+        is_over = request.is_new and rules.most is not None and len(account.paid) >= rules.most
+        if is_over and "max_escalations_per_session" not in turn.lifted:
             self.breaks(BUDGET, f"{request}: escalation {len(account.paid) + 1} of {rules.most}")
 
     def answered(self, call: Call, request: Request, tokens_in: int, tokens_out: int) -> Answer:
@@ -1182,7 +1193,8 @@ class Machine(RuleBasedStateMachine):
                 call.turn.refused = True
                 return "deny"
             call.yes = True
-            call.turn.lifted = call.turn.lifted or "would go over the budget" in question
+            if "would go over the budget" in question:
+                call.turn.lifted |= {name for words, name in NAMED.items() if words in question}
             call.chat.consented = call.chat.consented or question.startswith("Let ")
             return "once"
 

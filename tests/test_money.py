@@ -24,7 +24,7 @@ from hermes_fallback.budget import Spent
 from hermes_fallback.config import Tier
 from hermes_fallback.events import SwitchedOff
 from hermes_fallback.journal import Journal
-from tests.endpoints import Answer, Endpoint, call, fail, in_order, say
+from tests.endpoints import Answer, Endpoint, call, fail, in_order, raw_call, say
 from tests.test_escalation import JOURNAL, LOOP, missing, rows
 from tests.test_sessions import ask_and_wait, delegating_agent
 from tests.world import HOME, KEY, MODEL, Screen, World, config_text, log_of
@@ -561,6 +561,44 @@ def test_asked_to_go_over_the_budget(world: World, person: list[Any]) -> None:
     person[:] = ["deny"]
     assert world.ask()["final_response"] == "local answer"
     assert len(rows()) == 2
+
+
+def test_a_yes_lifts_no_other_limit(world: World, person: list[Any]) -> None:
+    """“This task may cost more” is not “today may cost more”: that is asked for when it comes to it."""
+    world.configure(budget(per_task_usd=0.01, per_day_usd=0.5, on_exceeded="ask"))
+    world.local.script = stuck
+    world.paid.script = lambda request, index: raw_call(
+        "terminal", f'{{"command": "echo {index}"}}', usage=(1000, request["max_completion_tokens"])
+    )
+    person[:] = ["once", "deny"]
+    assert world.ask()["final_response"] == "local answer"
+    assert ["for this task is left" in person[0], "today is left" in person[1]] == [True, True]
+    assert 0.25 < day(world) <= 0.5
+
+
+EACH = [
+    ({"max_escalations_per_session": 0, "per_task_usd": 0.01}, ["its 0 escalations", "for this task is left"]),
+    ({"per_task_usd": 0.01, "per_month_usd": 0.015}, ["for this task is left", "this month is left"]),
+    ({"per_session_usd": 0, "per_day_usd": 0.001}, ["for this session is left", "today is left"]),
+    ({"per_day_usd": 0}, ["its price is not known, and a budget", "$0 today is left"]),
+]
+
+
+@pytest.mark.parametrize(("limits", "questions"), EACH)
+def test_each_limit_is_asked_about(
+    world: World, person: list[Any], limits: dict[str, Any], questions: list[str]
+) -> None:
+    """Two limits in the way of a call are two questions, and one no is enough."""
+    is_unknown = "price" in questions[0]
+    tier = {**OPENAI, "model": "gpt-of-tomorrow"} if is_unknown else OPENAI
+    world.configure(block({"budget": {**limits, "on_exceeded": "ask"}}, fallback=tier))
+    world.local.script = stuck_each_task
+    person[:] = ["once", "deny"]
+    assert world.ask()["final_response"] == "local answer"
+    assert world.paid.requests == rows() == []
+    person[:] = ["once", "once"]
+    assert world.ask()["final_response"] == "paid answer"
+    assert [words in asked for words, asked in zip(questions, person, strict=True)] == [True, True]
 
 
 NOBODY = [
