@@ -192,15 +192,28 @@ def host_answered(task: Task, ask: Callable[[], Any], *, tier: int, journal_id: 
         said = f"{provider}/{model}: {type(failure).__name__}"
         _close(task, call, "failed", seconds=task.clock() - started, error=said, used=Usage())
         raise failure
-    usage = getattr(response, "usage", None)
+    task.ledger.append(TierReplied(task.clock(), tier))
+    used = _used_by_host(getattr(response, "usage", None), provider, model)
+    _close(task, call, "answered", seconds=task.clock() - started, used=used)
+    return response
+
+
+def _used_by_host(usage: object, provider: str, model: str) -> Usage:
     # OpenAI's names, or those of Anthropic and the Responses API.
     tokens_in = told_tokens(usage, "prompt_tokens", "input_tokens")
     tokens_out = told_tokens(usage, "completion_tokens", "output_tokens")
-    task.ledger.append(TierReplied(task.clock(), tier))
-    usd = prices.price(provider, model, tokens_in, tokens_out)
-    used = Usage(tokens_in, tokens_out, usd)
-    _close(task, call, "answered", seconds=task.clock() - started, used=used)
-    return response
+    read = written = 0
+    if tokens_in is not None and told_tokens(usage, "prompt_tokens") is None:
+        # Anthropic's `input_tokens` leaves both out; by the other names they are a part of the number.
+        read = told_tokens(usage, "cache_read_input_tokens") or 0
+        written = told_tokens(usage, "cache_creation_input_tokens") or 0
+        tokens_in += read + written
+    # Where litellm's map does not know what is taken for writing, it may say 0: it is input at least.
+    costs = (
+        prices.price(provider, model, tokens_in, tokens_out, read_from_cache=read, written_to_cache=count)
+        for count in sorted({0, written})
+    )
+    return Usage(tokens_in, tokens_out, max((usd for usd in costs if usd is not None), default=None))
 
 
 def _hand_over(decision: Escalate, task: Task, tier: Tier, *, reason: str) -> object | None:

@@ -157,6 +157,7 @@ def price(
     input_tokens: int | None,
     output_tokens: int | None,
     *,
+    read_from_cache: int = 0,
     written_to_cache: int = 0,
     service_tier: str | None = None,
 ) -> float | None:
@@ -171,6 +172,7 @@ def price(
             prompt_tokens=input_tokens,
             completion_tokens=output_tokens,
             cache_creation_input_tokens=written_to_cache,
+            cache_read_input_tokens=read_from_cache,
             service_tier=service_tier,
         )
         return float(sum(costs)) or None  # 0 is no price: litellm has models in its map without one (1.105.3)

@@ -24,7 +24,8 @@ from hermes_fallback.budget import Spent
 from hermes_fallback.config import Tier
 from hermes_fallback.events import SwitchedOff
 from hermes_fallback.journal import Journal
-from tests.endpoints import Answer, Endpoint, call, fail, in_order, raw_call, say
+from tests import wire
+from tests.endpoints import Answer, Endpoint, Script, call, fail, in_order, raw_call, say
 from tests.test_escalation import JOURNAL, LOOP, missing, rows
 from tests.test_sessions import ask_and_wait, delegating_agent
 from tests.world import HOME, KEY, MODEL, Screen, World, config_text, log_of
@@ -653,6 +654,47 @@ def test_a_sub_agent_lives_on_its_parents_yes(world: World, person: list[Any]) -
     ask_and_wait(world, "delegate it", agent)
     assert len(world.paid.requests) > before
     assert len(person) == 1
+
+
+CLAUDE = {"provider": "anthropic", "model": "claude-opus-4-6", "api_key": KEY}
+
+
+def claude_chain(world: World, monkeypatch: pytest.MonkeyPatch, script: Script, policy: dict[str, Any]) -> Any:
+    """An agent whose own fallback provider is Claude, and `fallback: hermes` with this policy."""
+    from agent import anthropic_adapter  # noqa: PLC0415  # Hermes's, after HERMES_HOME is set
+
+    chain = world.endpoint(script, wire=wire.ANTHROPIC)
+    chain.strict = False
+    client = anthropic_adapter.build_anthropic_client
+    # The address is Hermes's own for this provider.
+    monkeypatch.setattr(
+        anthropic_adapter, "build_anthropic_client", lambda key, _=None, **more: client(key, chain.url, **more)
+    )
+    world.configure(block(policy, fallback="hermes"), more=yaml.safe_dump({"fallback_providers": [CLAUDE]}))
+    return world.agent(fallback_model=[CLAUDE])
+
+
+CACHES = [
+    # tokens in, read from the cache, written there → dollars for the input, at $5 a million
+    (100_000, 0, 0, 0.5),
+    (100_000, 0, 99_900, 100 * 5e-6 + 99_900 * 6.25e-6),
+    (100_000, 60_000, 30_000, 10_000 * 5e-6 + 60_000 * 0.5e-6 + 30_000 * 6.25e-6),
+]
+
+
+@pytest.mark.parametrize("case", CACHES)
+def test_what_claude_caches_in_hermes_own_chain_is_paid(
+    world: World, monkeypatch: pytest.MonkeyPatch, case: tuple[int, int, int, float]
+) -> None:
+    """`fallback: hermes`: Claude's own `input_tokens` leaves out what it read from its cache and put there."""
+    tokens, cached, written, usd = case
+    script = in_order([say("from the chain", usage=(tokens, 20), cached=cached, cache_written=written)])
+    agent = claude_chain(world, monkeypatch, script, {"budget": {"per_day_usd": 5, "unknown_price": "allow"}})
+    world.local.script = stuck
+    assert world.ask(agent=agent)["final_response"] == "from the chain"
+    (row,) = rows()
+    assert (row["to_model"], row["input_tokens"]) == ("anthropic/claude-opus-4-6", tokens)
+    assert row["cost_usd"] == pytest.approx(usd + 20 * 25e-6)
 
 
 def test_killed_hermes_leaves_a_reservation(tmp_path: Path) -> None:
