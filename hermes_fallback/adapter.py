@@ -24,6 +24,7 @@ from .escalation import HAND_OVER, Stopped, escalate, host_answered
 from .events import (
     ConsentGiven,
     ConsentRefused,
+    Escalated,
     EscalationRequested,
     Event,
     ReplyAccepted,
@@ -476,14 +477,7 @@ class Adapter:
             # Hermes itself may go to another provider within the turn, even to a model of the same name.
             is_elsewhere = (model, base_url) != (turn.model, turn.base_url)
             if turn.handed_over is not None and is_elsewhere:
-                return host_answered(
-                    task,
-                    local.reply,
-                    tier=turn.handed_over.tier,
-                    journal_id=turn.handed_over.journal_id,
-                    model=model,
-                    provider=provider,
-                )
+                return _ask_host(turn.handed_over, task, local, model=model, provider=provider)
             running = host.Running(model, provider, base_url, api_mode)
             if is_elsewhere or not turn.config.policy.enabled or not self._is_ours(turn, running):
                 return local.reply()
@@ -581,7 +575,7 @@ class Adapter:
             # Hermes looks at its own flag as soon as the local call begins, and ends the turn as stopped.
             return local.reply()
         if isinstance(response, Stopped):
-            return host.spoken_response(response.text, model="hermes-fallback")
+            return _words_of(response)
         if response is not HAND_OVER:
             return response
         turn.handed_over = holding(turn.ledger.events(), turn.config.policy, turn.config.names)
@@ -767,6 +761,15 @@ class Adapter:
         with self._lock:
             for id_ in [id_ for id_, turn in self._turns.items() if turn.session_id == session_id]:
                 del self._turns[id_]
+
+
+def _ask_host(held: Escalated, task: Task, local: LocalCall, *, model: str, provider: str) -> Any:
+    response = host_answered(held, task, local.reply, model=model, provider=provider)
+    return _words_of(response) if isinstance(response, Stopped) else response
+
+
+def _words_of(stop: Stopped) -> object:
+    return host.spoken_response(stop.text, model="hermes-fallback")
 
 
 def _escalate(turn: Turn, decision: Decision, task: Task, local: LocalCall) -> Any | None:

@@ -13,7 +13,7 @@ from typing import Any
 from . import executor, explain, handoff, host, prices, shadow, spending
 from .budget import Usage, WorstCase, told_tokens
 from .config import HERMES, PRIMARY, Tier
-from .events import ConsentRefused, EscalationFailed, Event, TierReplied, TurnStarted
+from .events import ConsentRefused, Escalated, EscalationFailed, Event, TierReplied, TurnStarted
 from .executor import Interrupted, Reply
 from .journal import JournalError, Reserved
 from .policy import Decision, Escalate
@@ -36,7 +36,7 @@ _HOST_SECONDS = 1800.0
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """Instead of an answer: the task ends with these words, for the budget is used up and the user wants it so."""
+    """Instead of an answer: the task ends with these words, for the budget is used up."""
 
     text: str
 
@@ -66,12 +66,18 @@ def escalate(decision: Decision, task: Task, request: Mapping[str, Any]) -> Any 
                 return response
         decision = task.decide(now=now)
     if over_budget is not None and task.config.policy.budget.on_exceeded == "stop":
-        return Stopped(f"{SIGN} The task stops here (`on_exceeded: stop`): {over_budget}.")
+        return _stopped(task, over_budget)
     refused = isinstance(task.ledger.events()[-1], ConsentRefused)
     words = "" if refused else "no stronger model answered; "
     task.live.notice(f"{SIGN} {words}{task.local_model} goes on")
     logger.warning("session=%s: %s%s goes on", task.session_id, words, task.local_model)
     return None
+
+
+def _stopped(task: Task, refusal: NotPermitted | str) -> Stopped:
+    is_wanted = task.config.policy.budget.on_exceeded == "stop"
+    why = "`on_exceeded: stop`" if is_wanted else "Hermes cannot go back to the local model in it"
+    return Stopped(f"{SIGN} The task stops here ({why}): {refusal}.")
 
 
 def _ask(decision: Escalate, task: Task, request: Mapping[str, Any]) -> Any | None:
@@ -167,16 +173,25 @@ def _is_broken(response: Any, request: Mapping[str, Any]) -> bool:
     return reply.finish_reason == "length" or (fault is not None and fault.kind == "malformed_arguments")
 
 
-def host_answered(task: Task, ask: Callable[[], Any], *, tier: int, journal_id: int, model: str, provider: str) -> Any:
+def host_answered(held: Escalated, task: Task, ask: Callable[[], Any], *, model: str, provider: str) -> Any:
     """Return what Hermes's own fallback provider answers, and keep the journal as for any other tier.
+
+    It is Stopped where a limit in dollars is used up: Hermes has switched already, and cannot go back in the turn.
 
     Raises:
         Exception: what `ask` raises; Hermes goes to its next provider then.
     """
+    reason = explain.reason(held.trigger, held.evidence)
+    row = held.journal_id
     try:
-        # No limit here: Hermes has switched already, and what it asks is asked.
-        call = task.journal.start_call(journal_id, turn_id=task.turn_id, task_id=task.task_id, seconds=_HOST_SECONDS)
-        task.journal.set_model(journal_id, f"{provider}/{model}")
+        spending.permit_host(task, task.config.ladder[held.tier], reason=reason, is_new=False)
+        call = task.journal.start_call(row, turn_id=task.turn_id, task_id=task.task_id, seconds=_HOST_SECONDS)
+        task.journal.set_model(row, f"{provider}/{model}")
+    except NotPermitted as refusal:
+        logger.warning(
+            "session=%s: %s/%s is not asked, and the task stops: %s", task.session_id, provider, model, refusal
+        )
+        return _stopped(task, refusal)
     except JournalError as error:
         # Hermes has switched already; the answer cannot be prevented here, only the missing row be said.
         task.unjournaled("a call of Hermes's fallback provider could not be written", error)
@@ -192,7 +207,7 @@ def host_answered(task: Task, ask: Callable[[], Any], *, tier: int, journal_id: 
         said = f"{provider}/{model}: {type(failure).__name__}"
         _close(task, call, "failed", seconds=task.clock() - started, error=said, used=Usage())
         raise failure
-    task.ledger.append(TierReplied(task.clock(), tier))
+    task.ledger.append(TierReplied(task.clock(), held.tier))
     used = _used_by_host(getattr(response, "usage", None), provider, model)
     _close(task, call, "answered", seconds=task.clock() - started, used=used)
     return response

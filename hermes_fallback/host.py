@@ -447,10 +447,15 @@ def working_folder() -> str:
 
 
 def spoken_response(text: str, *, model: str) -> object:
-    """An answer of our own, in the shape that Hermes reads."""
+    """An answer of our own, in each of the shapes that Hermes reads (0.19 agent/transports)."""
     message = SimpleNamespace(role="assistant", content=text, tool_calls=None, reasoning_content=None)
     choice = SimpleNamespace(index=0, message=message, finish_reason="stop")
-    return SimpleNamespace(id="hermes-fallback", model=model, choices=[choice], usage=None)
+    block = SimpleNamespace(type="output_text", text=text)
+    item = SimpleNamespace(type="message", role="assistant", status="completed", content=[block])
+    chat = {"choices": [choice]}
+    claude = {"content": [SimpleNamespace(type="text", text=text)], "stop_reason": "end_turn"}
+    responses = {"output": [item], "output_text": text, "status": "completed"}
+    return SimpleNamespace(id="hermes-fallback", model=model, usage=None, **chat, **claude, **responses)
 
 
 def is_interrupted() -> bool:

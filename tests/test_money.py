@@ -697,6 +697,48 @@ def test_what_claude_caches_in_hermes_own_chain_is_paid(
     assert row["cost_usd"] == pytest.approx(usd + 20 * 25e-6)
 
 
+def deepseek_chain(world: World, monkeypatch: pytest.MonkeyPatch, script: Script, policy: dict[str, Any]) -> Any:
+    """An agent whose own fallback provider speaks OpenAI's chat, and `fallback: hermes` with this policy."""
+    chain = world.endpoint(script)
+    chain.strict = False
+    monkeypatch.setenv("DEEPSEEK_BASE_URL", chain.url)
+    deepseek = {"provider": "deepseek", "model": "deepseek-chat", "api_key": KEY}
+    world.configure(block(policy, fallback="hermes"), more=yaml.safe_dump({"fallback_providers": [deepseek]}))
+    return world.agent(fallback_model=[deepseek])
+
+
+def dear(_request: dict[str, Any], index: int) -> Answer:
+    """Works on and on, for cents a call."""
+    return raw_call("terminal", f'{{"command": "echo {index}"}}', usage=(20_000, 20_000))
+
+
+@pytest.mark.parametrize("chain", [claude_chain, deepseek_chain])
+@pytest.mark.parametrize(("on_exceeded", "why"), [("local", "Hermes cannot go back"), ("stop", "`on_exceeded: stop`")])
+def test_hermes_own_chain_stops_with_the_budget(
+    world: World, monkeypatch: pytest.MonkeyPatch, chain: Any, on_exceeded: str, why: str
+) -> None:
+    """What a call of Hermes's costs is known after it: one may go beyond a limit in dollars, and ends the task."""
+    limits = {"per_task_usd": 0.01, "unknown_price": "allow", "on_exceeded": on_exceeded}
+    agent = chain(world, monkeypatch, dear, {"budget": limits})
+    world.local.script = stuck_each_task
+    answer = world.ask(agent=agent)["final_response"]
+    assert answer.startswith(f"⚡ The task stops here ({why}")
+    assert "$0.0000 of $0.01 for this task is left" in answer
+    assert len(rows()) == 1
+    world.local.script = in_order([say("local answer")])
+    assert world.ask("hello", agent=agent)["final_response"] == "local answer"
+
+
+@pytest.mark.parametrize("mode", ["chat_completions", "anthropic_messages", "codex_responses"])
+def test_our_own_words_are_an_answer_however_hermes_calls(mode: str) -> None:
+    """A fallback provider of Hermes's may speak another language than the local model's endpoint."""
+    transports = pytest.importorskip("agent.transports")
+    transport, response = transports.get_transport(mode), host.spoken_response("it stops here", model="hermes-fallback")
+    assert transport.validate_response(response)
+    read = transport.normalize_response(response)
+    assert (read.content, read.tool_calls or None, read.finish_reason) == ("it stops here", None, "stop")
+
+
 def test_killed_hermes_leaves_a_reservation(tmp_path: Path) -> None:
     """`kill -9` of the real hermes while the paid model is at work: the money counts, now and when the row expires."""
     home = tmp_path / "home"
