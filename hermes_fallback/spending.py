@@ -5,8 +5,9 @@ What is allowed leaves here as a reservation in the journal; there is no other w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TypeVar
 
 from . import budget, explain
 from .budget import Allowed, Exceeded, Spent, WorstCase
@@ -15,6 +16,8 @@ from .events import BudgetLifted, ConsentGiven, ConsentRefused, Event, LimitName
 from .journal import Reserved
 from .policy import Escalate
 from .task import Task
+
+_Fits = TypeVar("_Fits", Reserved, Allowed)
 
 
 class NotPermitted(Exception):  # noqa: N818  # nothing went wrong: the user's rules say no
@@ -36,24 +39,9 @@ def permit(decision: Escalate, task: Task, tier: Tier, *, reason: str, worst: Wo
         JournalError: what is spent cannot be read, or the reservation not be written.
     """
     _check_user(task)
-    answer: Reserved | Exceeded | None = None
-    if decision.held is None:
-        answer = _confirm(task, tier, reason=reason, worst=worst)
-    if answer is None:
-        answer = _reserve(decision, task, tier, reason=reason, worst=worst)
-    while isinstance(answer, Exceeded):
-        if task.config.policy.budget.on_exceeded != "ask":
-            raise NotPermitted(answer.why, is_budget=True)
-        consent = task.ask(
-            f"{tier.name} would go over the budget: {answer.why}. {_at_most(worst, _usual_tokens(tier))} "
-            "Let it do so, for this task?"
-        )
-        if not consent.given:
-            task.ledger.append(ConsentRefused(task.clock()))
-            raise NotPermitted(f"{answer.why} ({consent.why})", is_budget=True)
-        task.ledger.append(BudgetLifted(task.clock(), answer.limit))
-        answer = _reserve(decision, task, tier, reason=reason, worst=worst)
-    return answer
+    exceeded = _confirm(task, tier, reason=reason, worst=worst) if decision.held is None else None
+    reserve = partial(_reserve, decision, task, tier, reason=reason, worst=worst)
+    return _lifting(exceeded, reserve, task, tier, worst=worst)
 
 
 def permit_host(task: Task, tier: Tier, *, reason: str, is_new: bool) -> None:
@@ -64,14 +52,13 @@ def permit_host(task: Task, tier: Tier, *, reason: str, is_new: bool) -> None:
         JournalError: what is spent cannot be read.
     """
     _check_user(task)
-    answer: Allowed | Exceeded | None = None
-    if is_new:
-        answer = _confirm(task, tier, reason=reason, worst=None)
-    if answer is None:
+
+    def look() -> Allowed | Exceeded:
         spent = task.journal.spent(task_id=task.task_id, account=task.account)
-        answer = budget.fit(_limits(task), spent, None, max_tokens=None, is_new=is_new)
-    if isinstance(answer, Exceeded):
-        raise NotPermitted(answer.why, is_budget=True)
+        return budget.fit(_limits(task), spent, None, max_tokens=None, is_new=is_new)
+
+    exceeded = _confirm(task, tier, reason=reason, worst=None) if is_new else None
+    _lifting(exceeded, look, task, tier, worst=None)
 
 
 def _check_user(task: Task) -> None:
@@ -100,6 +87,31 @@ def _confirm(task: Task, tier: Tier, *, reason: str, worst: WorstCase | None) ->
         raise NotPermitted(consent.why, is_budget=False)
     task.ledger.append(ConsentGiven(task.clock()))
     return None
+
+
+def _lifting(
+    exceeded: Exceeded | None,
+    look: Callable[[], _Fits | Exceeded],
+    task: Task,
+    tier: Tier,
+    *,
+    worst: WorstCase | None,
+) -> _Fits:
+    """Return what fits the budget, once a person has lifted each limit that is in its way, where one is to be asked."""
+    answer = exceeded or look()
+    while isinstance(answer, Exceeded):
+        if task.config.policy.budget.on_exceeded != "ask":
+            raise NotPermitted(answer.why, is_budget=True)
+        consent = task.ask(
+            f"{tier.name} would go over the budget: {answer.why}. {_at_most(worst, _usual_tokens(tier))} "
+            "Let it do so, for this task?"
+        )
+        if not consent.given:
+            task.ledger.append(ConsentRefused(task.clock()))
+            raise NotPermitted(f"{answer.why} ({consent.why})", is_budget=True)
+        task.ledger.append(BudgetLifted(task.clock(), answer.limit))
+        answer = look()
+    return answer
 
 
 def _question(

@@ -729,6 +729,23 @@ def test_hermes_own_chain_stops_with_the_budget(
     assert world.ask("hello", agent=agent)["final_response"] == "local answer"
 
 
+def test_a_person_lets_hermes_own_chain_go_over(
+    world: World, monkeypatch: pytest.MonkeyPatch, person: list[Any]
+) -> None:
+    """`on_exceeded: ask` asks before Hermes goes to its chain, and when a limit is used up there; a no ends the task."""
+    limits = {"per_task_usd": 0.01, "per_day_usd": 0.02, "max_escalations_per_session": 0, "unknown_price": "allow"}
+    agent = deepseek_chain(world, monkeypatch, dear, {"budget": {**limits, "on_exceeded": "ask"}})
+    world.local.script = stuck_each_task
+    person[:] = ["deny"]
+    assert world.ask(agent=agent)["final_response"] == "local answer"
+    assert rows() == []
+    person[:] = ["once", "once", "deny"]
+    assert "(Hermes cannot go back to the local model in it)" in world.ask("again", agent=agent)["final_response"]
+    named = ["this session has had its 0 escalations", "for this task is left", "today is left"]
+    assert [words in asked for words, asked in zip(named, person, strict=True)] == [True] * 3
+    assert len(rows()) == 2
+
+
 @pytest.mark.parametrize("mode", ["chat_completions", "anthropic_messages", "codex_responses"])
 def test_our_own_words_are_an_answer_however_hermes_calls(mode: str) -> None:
     """A fallback provider of Hermes's may speak another language than the local model's endpoint."""
