@@ -30,6 +30,9 @@ HAND_OVER = object()
 
 _BROKEN = "its tool call was cut off, or is no JSON, twice in a row; `max_tokens` or the budget may leave it no room"
 
+_LIMITS = ("max_tokens", "max_completion_tokens")
+"""By what names Hermes says how long a reply may get: the new one for newer models of OpenAI's, and for Azure."""
+
 _HOST_SECONDS = 1800.0
 """How long a call of Hermes's own provider may take: its timeouts are not ours to know."""
 
@@ -91,7 +94,7 @@ def _ask(decision: Escalate, task: Task, request: Mapping[str, Any]) -> Any | No
     try:
         if tier.provider == PRIMARY and tier.max_tokens is None:
             # As much as Hermes asks the local model for.
-            asked = request.get("max_tokens") or request.get("max_completion_tokens")
+            asked = next((request[name] for name in _LIMITS if request.get(name)), None)
             tier = replace(tier, max_tokens=asked if isinstance(asked, int) else None)
         if tier.provider == HERMES:
             return _hand_over(decision, task, tier, reason=reason)
@@ -298,7 +301,9 @@ def _put_back(response: Any, masks: Masks) -> None:
 def _call_primary(tier: Tier, task: Task, request: Mapping[str, Any]) -> Reply:
     """Ask another model on the local model's own endpoint, the way that Hermes asks: it streams and stops natively."""
     started = task.clock()
-    overrides = {"max_tokens": tier.max_tokens, "temperature": tier.temperature, "timeout": tier.timeout_seconds}
+    # An endpoint that knows both names heeds the new one.
+    limits = dict.fromkeys([name for name in _LIMITS if name in request] or _LIMITS[:1], tier.max_tokens)
+    overrides = {**limits, "temperature": tier.temperature, "timeout": tier.timeout_seconds}
     given = {name: value for name, value in overrides.items() if value is not None}
     task.live.begin_answer()
     try:

@@ -389,6 +389,26 @@ def test_another_model_on_the_local_endpoint(world: World) -> None:
     assert [(row["cost_usd"], row["reserved_usd"]) for row in rows()] == [(0.0, 0.0)]
 
 
+def test_the_local_endpoint_hears_the_limit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`provider: primary` where Hermes says `max_completion_tokens`: the budget's limit goes out by that name, and no other."""
+    monkeypatch.setattr("tests.world.MODEL", "gpt-5-nano")  # at a proxy, say
+    price = {"input_per_million_usd": 5, "output_per_million_usd": 25}
+    big = {"provider": "primary", "model": "big", "price": price}
+    world.configure(block({"budget": {"per_task_usd": 0.20}}, fallback=big))
+    heard: list[dict[str, Any]] = []
+
+    def script(request: dict[str, Any], index: int) -> Answer:
+        if request["model"] != "big":
+            return stuck(request, index)
+        heard.append(request)
+        return say("big answer")
+
+    world.local.script = script
+    assert world.ask(agent=world.agent(max_tokens=32_000))["final_response"] == "big answer"
+    assert 1024 < heard[0]["max_completion_tokens"] < 8_000
+    assert "max_tokens" not in heard[0]
+
+
 NOT_ZIPPED = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n"
     b"data: this is not zipped\n\n"
