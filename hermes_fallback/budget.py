@@ -131,11 +131,18 @@ def left(budget: Budget, spent: Spent) -> Left | None:
 
 
 def fit(
-    budget: Budget, spent: Spent, worst: WorstCase | None, *, max_tokens: int | None, is_new: bool
+    budget: Budget,
+    spent: Spent,
+    worst: WorstCase | None,
+    *,
+    max_tokens: int | None,
+    is_new: bool,
+    least_tokens: int = LEAST_OUTPUT_TOKENS,
 ) -> Allowed | Exceeded:
     """Return how large a reply may get within the budget, at most `max_tokens` (None: the usual).
 
-    `worst` is None when the price is not known; `is_new` says that the call begins an escalation.
+    `worst` is None when the price is not known; `is_new` says that the call begins an escalation. With less room than
+    `least_tokens`, it is not made.
     """
     most = budget.max_escalations_per_session
     if is_new and most is not None and spent.escalations >= most:
@@ -157,8 +164,9 @@ def fit(
         # Reserved all the same, so that a call that never ends is not forgotten.
         return Allowed(max_tokens, worst.usd(wanted))
     room = _room(nearest.usd - worst.input_usd, worst.usd_per_output_token, wanted)
-    if room < min(wanted, LEAST_OUTPUT_TOKENS):
-        needed = worst.usd(min(wanted, LEAST_OUTPUT_TOKENS))
+    least = min(wanted, least_tokens)
+    if room < least:
+        needed = worst.usd(least)
         return Exceeded(f"it may cost ${needed:.4f}, and {nearest}", nearest.limit)
     return Allowed(room, worst.usd(room))
 

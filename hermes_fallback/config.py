@@ -126,6 +126,13 @@ class Tier:
         """Whether it is called through litellm, not through Hermes."""
         return self.provider not in {PRIMARY, HERMES}
 
+    @property
+    def thinking_tokens(self) -> int:
+        """How many tokens `extra` has the model think before it answers, which count as written; Claude's words."""
+        thinking = self.extra.get("thinking")
+        tokens = thinking.get("budget_tokens") if isinstance(thinking, Mapping) else None
+        return max(0, tokens) if isinstance(tokens, int) else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:

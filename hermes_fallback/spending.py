@@ -55,7 +55,7 @@ def permit_host(task: Task, tier: Tier, *, reason: str, is_new: bool) -> None:
 
     def look() -> Allowed | Exceeded:
         spent = task.journal.spent(task_id=task.task_id, account=task.account)
-        return budget.fit(_limits(task), spent, None, max_tokens=None, is_new=is_new)
+        return _fit(task, tier, None, is_new=is_new)(spent)
 
     exceeded = _confirm(task, tier, reason=reason, worst=None) if is_new else None
     _lifting(exceeded, look, task, tier, worst=None)
@@ -78,7 +78,7 @@ def _confirm(task: Task, tier: Tier, *, reason: str, worst: WorstCase | None) ->
     if confirm == "never" or (confirm == "first_in_session" and any(isinstance(one, ConsentGiven) for one in events)):
         return None
     spent = task.journal.spent(task_id=task.task_id, account=task.account)
-    allowed = budget.fit(_limits(task), spent, worst, max_tokens=_max_tokens(task, tier, worst), is_new=True)
+    allowed = _fit(task, tier, worst, is_new=True)(spent)
     if isinstance(allowed, Exceeded):
         return allowed
     consent = task.ask(" ".join(_question(task, tier, reason=reason, worst=worst, allowed=allowed, spent=spent)))
@@ -133,14 +133,20 @@ def _at_most(worst: WorstCase | None, tokens_out: int) -> str:
 
 
 def _max_tokens(task: Task, tier: Tier, worst: WorstCase | None) -> int | None:
-    """Return how long a reply may get before the budget is looked at; None: as long as the model likes."""
+    """Return how long a reply may get before it is looked at what is left; None: as long as the model likes."""
     # Whoever said yes was told what a call costs at most.
     is_told = task.config.policy.confirm != "never" or any(_lifted(task.ledger.events()))
-    return _usual_tokens(tier) if is_told and worst is not None else tier.max_tokens
+    is_limited = is_told or _limits(task).limits_money
+    return _usual_tokens(tier) if is_limited and worst is not None else tier.max_tokens
 
 
 def _usual_tokens(tier: Tier) -> int:
-    return tier.max_tokens or budget.USUAL_OUTPUT_TOKENS
+    return tier.max_tokens or tier.thinking_tokens + budget.USUAL_OUTPUT_TOKENS
+
+
+def _least_tokens(tier: Tier) -> int:
+    # Claude refuses a limit into which what it is to think does not fit.
+    return max(budget.LEAST_OUTPUT_TOKENS, tier.thinking_tokens + 1)
 
 
 def _reserve(
@@ -153,14 +159,19 @@ def _reserve(
         task_id=task.task_id,
         account=task.account,
         seconds=tier.timeout_seconds,
-        fit=partial(
-            budget.fit,
-            _limits(task),
-            worst=worst,
-            max_tokens=_max_tokens(task, tier, worst),
-            is_new=decision.held is None,
-        ),
+        fit=_fit(task, tier, worst, is_new=decision.held is None),
         otherwise=opening,
+    )
+
+
+def _fit(task: Task, tier: Tier, worst: WorstCase | None, *, is_new: bool) -> Callable[[Spent], Allowed | Exceeded]:
+    return partial(
+        budget.fit,
+        _limits(task),
+        worst=worst,
+        max_tokens=_max_tokens(task, tier, worst),
+        least_tokens=_least_tokens(tier),
+        is_new=is_new,
     )
 
 

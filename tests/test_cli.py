@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from hermes_fallback.journal import Journal
+from tests import wire
 from tests.endpoints import Endpoint, fail, in_order, say
 from tests.shell import escalation
 from tests.test_money import OPENAI, block, stuck_each_task
@@ -124,6 +125,17 @@ def test_check_live_makes_one_small_call_a_tier(shell: Shell) -> None:
     assert done.returncode == 2
     assert "not called: it may cost $0.0" in done.stdout
     assert len(shell.paid.requests) == before
+
+
+def test_check_live_leaves_claude_room_to_think(shell: Shell) -> None:
+    """A tier that is to think is not said to be broken because the small call has no room for it."""
+    thinks = {"thinking": {"type": "enabled", "budget_tokens": 2000}}
+    with Endpoint(in_order([say("ok")]), strict=True, key=KEY, wire=wire.ANTHROPIC) as claude:
+        named = {"provider": "anthropic", "model": "claude-opus-4-6", "api_key_env": "OPENAI_API_KEY"}
+        shell.configure(block(fallback={**named, "base_url": claude.url, "extra": thinks}))
+        done = shell.escalation("check", "--live")
+    assert "tier 1, anthropic/claude-opus-4-6: answered in " in done.stdout
+    assert claude.requests[0]["max_tokens"] == 3024
 
 
 def test_status(shell: Shell) -> None:

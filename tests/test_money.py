@@ -374,6 +374,25 @@ def test_unknown_price(world: World, caplog: pytest.LogCaptureFixture) -> None:
     assert rows()[1]["cost_usd"] == pytest.approx((600 * 10 + 400 * 1 + 10 * 100) / 1e6)
 
 
+@pytest.mark.parametrize(("usd", "least", "most"), [(20, 36_384, 36_384), (0.8, 20_001, 36_383), (0.5, None, None)])
+def test_claude_that_thinks_has_room_for_its_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch, usd: float, least: int | None, most: int | None
+) -> None:
+    """Claude refuses a limit that its `budget_tokens` do not fit into: they come on top, or it is not asked."""
+    paid = world.endpoint(in_order([say("paid answer")]), wire=wire.ANTHROPIC, key=KEY)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    thinks = {"thinking": {"type": "enabled", "budget_tokens": 20_000}}
+    claude = {"provider": "anthropic", "model": "claude-opus-4-6", "base_url": paid.url, "extra": thinks}
+    world.configure(block({"budget": {"per_day_usd": usd}}, fallback=claude))
+    world.local.script = stuck
+    screen = Screen()
+    answer = world.ask(agent=world.agent(screen=screen))["final_response"]
+    assert answer == ("local answer" if least is None else "paid answer")
+    assert all(least <= request["max_tokens"] <= most for request in paid.requests if least and most)
+    assert len(paid.requests) == (least is not None)
+    assert ("is not asked: it may cost $0.5" in screen.text) == (least is None)
+
+
 def test_another_model_on_the_local_endpoint(world: World) -> None:
     """`provider: primary` has no price that anybody knows: it needs one under a budget, and 0 is one."""
     primary = {"provider": "primary", "model": "big"}

@@ -126,8 +126,12 @@ def _check_anthropic(body: Request) -> None:
 
 
 def _check_anthropic_thinking(body: Request) -> None:
+    asked = body.get("thinking") or {}
+    # “Must be ≥1024 and less than `max_tokens`” (…/messages, `thinking.budget_tokens`).
+    too_many = "`max_tokens` must be greater than `thinking.budget_tokens`."
+    require(asked.get("budget_tokens", 0) < body["max_tokens"], too_many)
     # Up to Claude 4.5 (…/extended-thinking, “preserving thinking blocks”).
-    if (body.get("thinking") or {}).get("type") != "enabled" or not re.search(r"-4-[0-5]\b", body["model"]):
+    if asked.get("type") != "enabled" or not re.search(r"-4-[0-5]\b", body["model"]):
         return
     said = [(place, one["content"]) for place, one in enumerate(body["messages"]) if one.get("role") == "assistant"]
     place, blocks = said[-1] if said else (0, "")

@@ -173,13 +173,15 @@ def _try(name: str, tier: Tier, config: Config) -> Finding:
             }
         ],
     }
-    small = replace(tier, max_tokens=min(tier.max_tokens or LEAST_OUTPUT_TOKENS, LEAST_OUTPUT_TOKENS))
+    least = LEAST_OUTPUT_TOKENS + tier.thinking_tokens
+    small = replace(tier, max_tokens=min(tier.max_tokens or least, least))
     journal = Journal.of(host.hermes_home())
     fit = partial(
         budget.fit,
         config.policy.budget,
         worst=prices.worst_case(small, asked),
         max_tokens=small.max_tokens,
+        least_tokens=least,
         is_new=False,
     )
     # A session of its own, so that no task and no session pays for it but the day and the month.
