@@ -101,9 +101,9 @@ def escalate(journal: Journal, chance: random.Random, opening: Opening, turn: st
         assert isinstance(call, Reserved)
         escalation = call.escalation
         if chance.random() < 0.06:
-            journal.end_call(call.call, "failed", seconds=1.0, used=NOTHING_USED, error="made up")
+            journal.end_call(call.call, "failed", turn_id=turn, seconds=1.0, used=NOTHING_USED, error="made up")
             continue
-        journal.end_call(call.call, "answered", seconds=6.0, used=used)
+        journal.end_call(call.call, "answered", turn_id=turn, seconds=6.0, used=used)
 
 
 def allowing(usd: float | None) -> Callable[[Spent], Allowed]:

@@ -373,7 +373,7 @@ def _refused(task: Task, decision: Escalate, refusal: NotPermitted) -> None:
 
 def _close(task: Task, call: int, state: str, *, seconds: float, used: Usage, error: str | None = None) -> None:
     try:
-        task.journal.end_call(call, state, seconds=seconds, error=error, used=used)
+        task.journal.end_call(call, state, turn_id=task.turn_id, seconds=seconds, error=error, used=used)
     except JournalError as unwritten:
         # The answer is there and paid for; the reservation goes on counting, and is taken for spent when it expires.
         task.unjournaled("the end of a paid call could not be written", unwritten)

@@ -295,11 +295,12 @@ class Journal:
         call: int,
         state: str,
         *,
+        turn_id: str,
         seconds: float,
         used: Usage,
         error: str | None = None,
     ) -> None:
-        """Write how a call ended; one whose cost is not known has cost what was reserved for it.
+        """Write how a turn's call ended; one whose cost is not known has cost what was reserved for it.
 
         Raises:
             JournalError: the file cannot be written.
@@ -307,8 +308,9 @@ class Journal:
         with self._connection() as connection:
             written = connection.execute(
                 "UPDATE calls SET state = ?, error = ?, seconds = ?, input_tokens = ?, output_tokens = ?,"
-                " cost_usd = coalesce(?, reserved_usd) WHERE id = ?",
-                (state, error, seconds, used.input_tokens, used.output_tokens, used.cost_usd, call),
+                # A new file gives the numbers of the old one again, and a turn has one call at a time.
+                " cost_usd = coalesce(?, reserved_usd) WHERE id = ? AND turn_id = ?",
+                (state, error, seconds, used.input_tokens, used.output_tokens, used.cost_usd, call, turn_id),
             )
             if not written.rowcount:
                 # Its row is in a file that was set aside; the money counts all the same.

@@ -48,7 +48,7 @@ class Writer:
         made = self.journal.reserve(escalation, turn_id=task, task_id=task, account="s", seconds=60.0, fit=allow)
         assert isinstance(made, Reserved)
         if state is not None:
-            self.journal.end_call(made.call, state, seconds=1.0, used=Usage(*tokens, usd))
+            self.journal.end_call(made.call, state, turn_id=task, seconds=1.0, used=Usage(*tokens, usd))
         return made.escalation
 
     def shadow(self, opening: Opening, task: str, *costs: float | None) -> None:

@@ -141,7 +141,8 @@ for turn in range(6):
     time.sleep(random.uniform(0, 0.05))
     used = worst.usd(reserved.max_tokens) * random.choice([1.0, 1.0, 0.5])
     print("paid", repr(used), flush=True)
-    journal.end_call(reserved.call, "answered", seconds=0.0, used=Usage(1000, reserved.max_tokens, used))
+    spent = Usage(1000, reserved.max_tokens, used)
+    journal.end_call(reserved.call, "answered", turn_id=name, seconds=0.0, used=spent)
 """
 
 
@@ -217,7 +218,7 @@ def test_a_day_and_a_month_begin_anew(tmp_path: Path) -> None:
     def pay() -> None:
         reserved = ask()
         assert isinstance(reserved, Reserved)
-        journal.end_call(reserved.call, "answered", seconds=0, used=Usage(1, 1, reserved.usd))
+        journal.end_call(reserved.call, "answered", turn_id="t", seconds=0, used=Usage(1, 1, reserved.usd))
 
     now = datetime(2026, 11, 29, 20, 0).astimezone()
     pay()

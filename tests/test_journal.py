@@ -51,7 +51,7 @@ def answered(
 ) -> int:
     """Write a call that was answered; return its escalation."""
     reserved = start(journal, escalation, turn=turn, usd=usd)
-    journal.end_call(reserved.call, "answered", seconds=2.0, used=used)
+    journal.end_call(reserved.call, "answered", turn_id=turn, seconds=2.0, used=used)
     return reserved.escalation
 
 
@@ -109,8 +109,8 @@ def test_sums_of_an_escalation(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     id_ = answered(journal, opening(), Usage(10, 5, 0.25))
     answered(journal, id_, Usage(10, 5, 0.5))
-    journal.end_call(start(journal, id_).call, "failed", seconds=1.0, used=NOTHING_USED, error="no")
-    journal.end_call(start(journal, id_).call, "interrupted", seconds=1.0, used=Usage(4, 1, 0.125))
+    journal.end_call(start(journal, id_).call, "failed", turn_id="t", seconds=1.0, used=NOTHING_USED, error="no")
+    journal.end_call(start(journal, id_).call, "interrupted", turn_id="t", seconds=1.0, used=Usage(4, 1, 0.125))
     (entry,) = journal.entries()
     assert (entry.calls, entry.failed, entry.error, entry.seconds) == (2, 1, "no", 6.0)
     assert (entry.input_tokens, entry.output_tokens, entry.cost_usd) == (24, 11, 0.875)
@@ -416,6 +416,21 @@ def test_a_corrupt_file_is_set_aside(tmp_path: Path, content: bytes | None) -> N
     assert kept.read_bytes() == content
     answered(journal, opening("new"), NOTHING_USED)
     assert [entry.session_id for entry in journal.entries()] == ["new"]
+
+
+def test_calls_in_flight_when_the_file_is_set_aside(tmp_path: Path) -> None:
+    """The new file gives the same numbers again: the end of a call is not taken for that of another, and both count."""
+    journal = Journal(tmp_path)
+    first = start(journal, opening("a"), turn="a", usd=0.5)
+    journal.path.write_bytes(b"x" * 5000)
+    with pytest.raises(JournalError):
+        start(journal, opening("b"), turn="b", usd=0.5)
+    second = start(journal, opening("b"), turn="b", usd=0.5)
+    assert first.call == second.call
+    journal.end_call(first.call, "failed", turn_id="a", seconds=1.0, used=Usage(1, 1, 0.375))
+    assert [row[0] for row in rows(journal, "SELECT state FROM calls")] == ["started"]
+    journal.end_call(second.call, "answered", turn_id="b", seconds=1.0, used=Usage(1, 1, 0.25))
+    assert journal.spent(task_id="b", account="b") == Spent(0.25, 0.25, 0.625, 0.625, 1)
 
 
 def write_after_corruption(folder: str) -> None:

@@ -506,7 +506,7 @@ def hostile_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     opening = Opening(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE)
     failed = to.journal.reserve(opening, turn_id="t", task_id="t", account="s", seconds=1.0, fit=_allow)
     assert isinstance(failed, Reserved)
-    to.journal.end_call(failed.call, "failed", seconds=1.0, used=Usage(), error=HOSTILE)
+    to.journal.end_call(failed.call, "failed", turn_id="t", seconds=1.0, used=Usage(), error=HOSTILE)
     to.call(failed.escalation, "t", usd=0.5)
     to.shadow(replace(opening, is_shadow=True), "t2", 0.5)
     to.task("t", session=HOSTILE, kind=HOSTILE)

@@ -111,7 +111,8 @@ def test_checks_of_the_file(tmp_path: Path) -> None:
             Opening("3-1", "local", "strong", "risk", "why"), turn_id="3-1.0", task_id="3-1.0", account="3-1",
             seconds=1, fit=lambda _: Allowed(None, 0.01),
         )  # fmt: skip
-        journal.end_call(getattr(reserved, "call", 0), "answered", seconds=0, used=Usage(100, 50, 0.0007))
+        call, used = getattr(reserved, "call", 0), Usage(100, 50, 0.0007)
+        journal.end_call(call, "answered", turn_id="3-1.0", seconds=0, used=used)
     counts = {"local_calls": 2, "untold_calls": 0, "input_tokens": 1, "output_tokens": 1}
     journal.add_task(turn_id="3-1.0", task_id="3-1.0", session_id="3-1", task_type="", type_reason="", **counts)
     assert "had 4 escalations" in "".join(checks.escalations(journal.path, LIMITS))

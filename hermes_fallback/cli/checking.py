@@ -203,10 +203,12 @@ def _try(name: str, tier: Tier, config: Config) -> Finding:
             on_text=lambda _: None,
         )
     except ExecutionError as error:
-        journal.end_call(reserved.call, "failed", seconds=0.0, used=error.used, error=error.in_our_words)
+        journal.end_call(
+            reserved.call, "failed", turn_id=session, seconds=0.0, used=error.used, error=error.in_our_words
+        )
         return Finding(str(error), "broken")
     used = Usage(reply.input_tokens, reply.output_tokens, reply.cost_usd)
-    journal.end_call(reserved.call, "answered", seconds=reply.seconds, used=used)
+    journal.end_call(reserved.call, "answered", turn_id=session, seconds=reply.seconds, used=used)
     said = explain.usage(reply.input_tokens, reply.output_tokens, reply.cost_usd)
     return Finding(f"{name}: answered in {reply.seconds:.1f} s ({said})")
 
