@@ -184,10 +184,9 @@ def host_answered(held: Escalated, task: Task, ask: Callable[[], Any], *, model:
     Raises:
         Exception: what `ask` raises; Hermes goes to its next provider then.
     """
-    reason = explain.reason(held.trigger, held.evidence)
     row = held.journal_id
     try:
-        spending.permit_host(task, task.config.ladder[held.tier], reason=reason, is_new=False)
+        spending.permit_host_call(task, task.config.ladder[held.tier])
         call = task.journal.start_call(row, turn_id=task.turn_id, task_id=task.task_id, seconds=_HOST_SECONDS)
         task.journal.set_model(row, f"{provider}/{model}")
     except NotPermitted as refusal:
@@ -239,9 +238,10 @@ def _hand_over(decision: Escalate, task: Task, tier: Tier, *, reason: str) -> ob
         message = "Hermes has no fallback provider left to go to; add one with `hermes fallback add`"
         _failed(task, decision, message, transient=False)
         return None
-    spending.permit_host(task, tier, reason=reason, is_new=decision.held is None)
-    if decision.held is None:
-        journal_id = task.journal.open_escalation(task.opening(decision, tier, reason))
+    if decision.held is not None:
+        spending.permit_host_call(task, tier)
+    else:
+        journal_id = spending.permit_host(decision, task, tier, reason=reason)
         task.live.notice(f"{SIGN} {task.local_model} → {tier.name}: {reason}")
         task.ledger.append(task.escalated(decision, tier, journal_id))
         logger.info(

@@ -110,7 +110,7 @@ _BUSY_SECONDS = 5.0
 # SQLite has whoever waits look again now and then, and who is late again and again gives up; a lock wakes one of them.
 _one_at_a_time = threading.Lock()
 _THREADS_SECONDS = 30.0  # the threads before this one are done soon, or give up after _BUSY_SECONDS each
-_GRACE_SECONDS = 60.0  # beyond a call's own timeout, before its reservation is taken for spent
+_GRACE_SECONDS = 60.0  # beyond a call's own timeout, before its reservation is taken for spent; and to a first call
 _CORRUPT = frozenset({"SQLITE_NOTADB", "SQLITE_CORRUPT"})
 
 # A call that has no cost yet, or whose usage never came, counts with what was reserved for it.
@@ -280,6 +280,19 @@ class Journal:
         """
         with self._connection() as connection:
             return self._start(connection, escalation, turn_id=turn_id, task_id=task_id, seconds=seconds)
+
+    def begin_escalation(
+        self, opening: Opening, *, task_id: str, fit: Callable[[Spent], Allowed | Exceeded]
+    ) -> int | Exceeded:
+        """Write an escalation whose first call Hermes is about to make, if `fit` allows it; return its id.
+
+        Raises:
+            JournalError: the file cannot be written.
+        """
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            answer = fit(self._spent(connection, task_id=task_id, account=opening.session_id))
+            return answer if isinstance(answer, Exceeded) else self._open(connection, opening)
 
     def open_escalation(self, opening: Opening) -> int:
         """Write an escalation that has no paid call of ours yet; return its id.
@@ -588,6 +601,8 @@ class Journal:
 
     def _spent(self, connection: sqlite3.Connection, *, task_id: str, account: str) -> Spent:
         day, month = (_utc(start) for start in day_and_month(self._now()))
+        # What was begun just now has no call yet, where Hermes is about to make the first.
+        recent = self._now() - timedelta(seconds=_GRACE_SECONDS)
         paid = f"SELECT total({_USD}) FROM calls c JOIN escalations e ON e.id = c.escalation WHERE NOT e.is_shadow"  # noqa: S608
         one = connection.execute(
             f"""
@@ -595,13 +610,14 @@ class Journal:
                 of_day + (SELECT total(cost_usd) FROM forgotten WHERE at >= :day),
                 of_month + (SELECT total(cost_usd) FROM forgotten WHERE at >= :month),
                 (SELECT count(*) FROM escalations e WHERE session_id = :account AND NOT is_shadow
-                    AND EXISTS (SELECT 1 FROM calls c WHERE c.escalation = e.id AND c.state <> 'failed'))
+                    AND (EXISTS (SELECT 1 FROM calls c WHERE c.escalation = e.id AND c.state <> 'failed')
+                        OR (at >= :recent AND NOT EXISTS (SELECT 1 FROM calls c WHERE c.escalation = e.id))))
             FROM (
                 SELECT total(CASE WHEN c.at >= :day THEN {_USD} END) AS of_day, total({_USD}) AS of_month
                 FROM calls c JOIN escalations e ON e.id = c.escalation WHERE NOT e.is_shadow AND c.at >= :month
             )
             """,  # noqa: S608  # the inserted text is a constant above
-            {"task": task_id, "account": account, "day": day, "month": month},
+            {"task": task_id, "account": account, "day": day, "month": month, "recent": _utc(recent)},
         ).fetchone()
         return Spent(*one)
 

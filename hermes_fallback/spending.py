@@ -17,7 +17,7 @@ from .journal import Reserved
 from .policy import Escalate
 from .task import Task
 
-_Fits = TypeVar("_Fits", Reserved, Allowed)
+_Fits = TypeVar("_Fits", Reserved, Allowed, int)
 
 
 class NotPermitted(Exception):  # noqa: N818  # nothing went wrong: the user's rules say no
@@ -44,8 +44,28 @@ def permit(decision: Escalate, task: Task, tier: Tier, *, reason: str, worst: Wo
     return _lifting(exceeded, reserve, task, tier, worst=worst)
 
 
-def permit_host(task: Task, tier: Tier, *, reason: str, is_new: bool) -> None:
-    """Return if Hermes may go to its own fallback providers, whose price is not known before they answer.
+def permit_host(decision: Escalate, task: Task, tier: Tier, *, reason: str) -> int:
+    """Return the journal's row of a new escalation, as soon as Hermes may go to its own fallback providers for it.
+
+    Their price is not known before they answer.
+
+    Raises:
+        NotPermitted: by a person, by `allowed_users`, or by the budget.
+        JournalError: what is spent cannot be read, or the row not be written.
+    """
+    _check_user(task)
+    exceeded = _confirm(task, tier, reason=reason, worst=None)
+
+    def begin() -> int | Exceeded:
+        opening = task.opening(decision, tier, reason)
+        fit = _fit(task, tier, None, is_new=True)
+        return task.journal.begin_escalation(opening, task_id=task.task_id, fit=fit)
+
+    return _lifting(exceeded, begin, task, tier, worst=None)
+
+
+def permit_host_call(task: Task, tier: Tier) -> None:
+    """Return if Hermes may make a further call of its own fallback providers.
 
     Raises:
         NotPermitted: by a person, by `allowed_users`, or by the budget.
@@ -55,10 +75,9 @@ def permit_host(task: Task, tier: Tier, *, reason: str, is_new: bool) -> None:
 
     def look() -> Allowed | Exceeded:
         spent = task.journal.spent(task_id=task.task_id, account=task.account)
-        return _fit(task, tier, None, is_new=is_new)(spent)
+        return _fit(task, tier, None, is_new=False)(spent)
 
-    exceeded = _confirm(task, tier, reason=reason, worst=None) if is_new else None
-    _lifting(exceeded, look, task, tier, worst=None)
+    _lifting(None, look, task, tier, worst=None)
 
 
 def _check_user(task: Task) -> None:

@@ -16,12 +16,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hermes_fallback.budget import NOTHING_USED, Allowed, Exceeded, Spent, Usage
+from hermes_fallback.budget import NOTHING_USED, Allowed, Exceeded, Spent, Usage, fit
+from hermes_fallback.config import Budget
 from hermes_fallback.journal import Journal, JournalError, Opening, Reserved
 
 NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -431,6 +433,19 @@ def test_calls_in_flight_when_the_file_is_set_aside(tmp_path: Path) -> None:
     assert [row[0] for row in rows(journal, "SELECT state FROM calls")] == ["started"]
     journal.end_call(second.call, "answered", turn_id="b", seconds=1.0, used=Usage(1, 1, 0.25))
     assert journal.spent(task_id="b", account="b") == Spent(0.25, 0.25, 0.625, 0.625, 1)
+
+
+def test_an_escalation_counts_before_its_first_call(tmp_path: Path) -> None:
+    """Hermes makes the first call a moment later: till then another may not begin; one that never comes does not count."""
+    now = NOON
+    journal = Journal(tmp_path, now=lambda: now)
+    one = partial(fit, Budget(max_escalations_per_session=1), worst=None, max_tokens=None, is_new=True)
+    begin = partial(journal.begin_escalation, opening(), task_id="t", fit=one)
+    assert begin() == 1
+    assert isinstance(begin(), Exceeded)
+    assert len(rows(journal, "SELECT id FROM escalations")) == 1
+    now += timedelta(minutes=2)
+    assert begin() == 2
 
 
 def write_after_corruption(folder: str) -> None:
