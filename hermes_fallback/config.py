@@ -129,9 +129,7 @@ class Tier:
     @property
     def thinking_tokens(self) -> int:
         """How many tokens `extra` has the model think before it answers, which count as written; Claude's words."""
-        thinking = self.extra.get("thinking")
-        tokens = thinking.get("budget_tokens") if isinstance(thinking, Mapping) else None
-        return max(0, tokens) if isinstance(tokens, int) else 0
+        return _thinking_tokens(self.extra)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,13 +312,18 @@ def _contradictions_of_tier(path: str, tier: dict[str, Any]) -> Iterator[str]:
     if tier["provider"] == HERMES:
         yield f"{path}.provider: hermes is not a provider; write `fallback: hermes` for Hermes's own fallback_providers"
     yield from _fault_of_url(path, tier)
-    thinking, most = tier.get("extra", {}).get("thinking"), tier.get("max_tokens")
-    thoughts = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
+    most, thoughts = tier.get("max_tokens"), _thinking_tokens(tier.get("extra", {}))
     # Claude refuses it, unless its thoughts may go on between calls of tools (platform.claude.com, extended-thinking).
-    if isinstance(thoughts, int) and most is not None and most <= thoughts and "interleaved" not in str(tier["extra"]):
+    if thoughts and most is not None and most <= thoughts and "interleaved" not in str(tier["extra"]):
         yield f"{path}.max_tokens: {most} leaves no answer after {thoughts} tokens of thinking; write a larger number"
     for key in sorted(tier.get("extra", {}).keys() & _OURS.keys()):
         yield f"{path}.extra.{key}: is the plugin's to say; {_OURS[key]}"
+
+
+def _thinking_tokens(extra: Mapping[str, object]) -> int:
+    thinking = extra.get("thinking")
+    tokens = thinking.get("budget_tokens") if isinstance(thinking, Mapping) else None
+    return max(0, tokens) if isinstance(tokens, int) else 0
 
 
 def _fault_of_url(path: str, block: dict[str, Any]) -> Iterator[str]:
