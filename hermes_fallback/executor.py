@@ -97,13 +97,14 @@ class Abilities:
 
     vision: bool | None
     max_input_tokens: int | None
+    max_output_tokens: int | None
     tools: bool | None
 
 
 def abilities(tier: Tier) -> Abilities:
     """Return what the tier's model can take."""
-    unknown = Abilities(vision=None, max_input_tokens=None, tools=None)
-    if not prices.is_in_map(tier.provider):
+    unknown = Abilities(vision=None, max_input_tokens=None, max_output_tokens=None, tools=None)
+    if not tier.is_litellm or not prices.is_in_map(tier.provider):
         return unknown
     try:
         info = lazy_litellm.load().get_model_info(tier.model, custom_llm_provider=tier.provider)
@@ -113,6 +114,7 @@ def abilities(tier: Tier) -> Abilities:
     return Abilities(
         vision=bool(info.get("supports_vision")),
         max_input_tokens=info.get("max_input_tokens"),
+        max_output_tokens=info.get("max_output_tokens"),
         tools=info.get("supports_function_calling") or None,
     )
 

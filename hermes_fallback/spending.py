@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar
 
-from . import budget, explain
+from . import budget, executor, explain
 from .budget import Allowed, Exceeded, Spent, WorstCase
 from .config import Budget, Tier
 from .events import BudgetLifted, ConsentGiven, ConsentRefused, Event, LimitName, TurnStarted
@@ -160,7 +160,11 @@ def _max_tokens(task: Task, tier: Tier, worst: WorstCase | None) -> int | None:
 
 
 def _usual_tokens(tier: Tier) -> int:
-    return tier.max_tokens or tier.thinking_tokens + budget.USUAL_OUTPUT_TOKENS
+    if tier.max_tokens is not None:
+        return tier.max_tokens
+    usual = tier.thinking_tokens + budget.USUAL_OUTPUT_TOKENS
+    # A limit beyond what a model can write is refused: DeepSeek's chat stops at 8,192.
+    return min(usual, executor.abilities(tier).max_output_tokens or usual)
 
 
 def _least_tokens(tier: Tier) -> int:

@@ -283,7 +283,9 @@ def test_an_ollama_server_is_not_asked_about_its_model(monkeypatch: pytest.Monke
         server.setblocking(False)
         monkeypatch.setenv("OLLAMA_API_BASE", f"http://127.0.0.1:{server.getsockname()[1]}")
         tier = Tier(provider, "a-model")
-        assert executor.abilities(tier) == Abilities(vision=None, max_input_tokens=None, tools=None)
+        assert executor.abilities(tier) == Abilities(
+            vision=None, max_input_tokens=None, max_output_tokens=None, tools=None
+        )
         assert prices.worst_case(tier, HANDOFF) is None
         with pytest.raises(BlockingIOError):  # nobody waits for it
             server.accept()

@@ -393,6 +393,14 @@ def test_claude_that_thinks_has_room_for_its_answer(
     assert ("is not asked: it may cost $0.5" in screen.text) == (least is None)
 
 
+def test_no_more_is_asked_for_than_a_model_can_write(world: World) -> None:
+    """A limit beyond that is refused, and so would be each call under a budget."""
+    world.configure(block({"budget": {"per_day_usd": 5}}, fallback={"provider": "openai", "model": "gpt-4-turbo"}))
+    world.local.script = stuck
+    assert world.ask()["final_response"] == "paid answer"
+    assert [request["max_completion_tokens"] for request in world.paid.requests] == [4096]
+
+
 def test_another_model_on_the_local_endpoint(world: World) -> None:
     """`provider: primary` has no price that anybody knows: it needs one under a budget, and 0 is one."""
     primary = {"provider": "primary", "model": "big"}
