@@ -175,9 +175,11 @@ def price(
             cache_read_input_tokens=read_from_cache,
             service_tier=service_tier,
         )
-        return float(sum(costs)) or None  # 0 is no price: litellm has models in its map without one (1.105.3)
     except Exception:  # noqa: BLE001  # litellm raises a plain Exception for a model that its price map lacks
         return None
+    # 0 is no price: litellm has models in its map without one, or without one for what is read or written (1.105.3).
+    unpriced = (tokens and not usd for tokens, usd in zip((input_tokens, output_tokens), costs, strict=True))
+    return None if any(unpriced) else float(sum(costs))
 
 
 def cost_of_reply(tier: Tier, response: Any) -> float | None:

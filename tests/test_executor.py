@@ -198,7 +198,13 @@ def test_what_openrouter_lets_the_users_own_key_pay_is_paid(
 
 @pytest.mark.parametrize(
     ("provider", "model"),
-    [("heroku", "claude-4-sonnet"), ("dashscope", "qwen3-30b-a3b"), ("volcengine", "kimi-k2-thinking-251104")],
+    [
+        ("heroku", "claude-4-sonnet"),
+        ("dashscope", "qwen3-30b-a3b"),
+        ("volcengine", "kimi-k2-thinking-251104"),
+        ("azure", "model-router"),  # none for the reply, which is that of the model that writes it
+        ("perplexity", "sonar-small-online"),  # none for the input, but one for each request
+    ],
 )
 def test_a_model_that_is_listed_without_a_price_has_none(provider: str, model: str) -> None:
     """For litellm it costs $0; no budget would hold."""
@@ -207,6 +213,7 @@ def test_a_model_that_is_listed_without_a_price_has_none(provider: str, model: s
     assert prices.cost(Tier(provider, model), 10_000, 1_000) is None
     assert prices.worst_case(Tier(provider, model), HANDOFF) is None
     assert prices.cost(Tier(provider, model, price=Price(0, 0)), 10_000, 1_000) == 0
+    assert prices.cost(Tier("openai", "gpt-5.4"), 0, 0) == 0
 
 
 def test_more_is_reserved_for_numbers_where_each_digit_may_be_a_token() -> None:
