@@ -144,7 +144,7 @@ def complete(
             _drain(stream, started=started, tier=tier, is_interrupted=is_interrupted, on_text=on_text)
             return _reply(stream, tier, handoff.get("tools"), seconds=time.monotonic() - started)
         except (ExecutionError, Interrupted) as error:
-            error.used = _used(stream, tier, handoff.get("tools"), seconds=time.monotonic() - started)
+            error.used = _used(stream, tier, handoff.get("tools"))
             pause = _pause(stream, error)
             if not left or pause is None:
                 raise
@@ -240,6 +240,7 @@ class _Stream:
         self.finish_reason_seen = True
         self.is_over = False
         """Whether it was read to its end."""
+        self.begun = time.monotonic()
         self.silent_seconds = 0.0
         """How long nothing was written that could be seen."""
         self.error: Any = None
@@ -450,7 +451,7 @@ def _drain(
             case "chunk", chunk:
                 stream.chunks.append(chunk)
                 if silent and any(_pieces(chunk)):
-                    silent, patience, stream.silent_seconds = False, _IDLE_SECONDS, now - started
+                    silent, patience, stream.silent_seconds = False, _IDLE_SECONDS, now - stream.begun
                 delta = chunk.choices[0].delta if chunk.choices else None
                 # As Hermes does it: text beside a tool call is shown until the call begins.
                 speaking = speaking and not getattr(delta, "tool_calls", None)
@@ -541,36 +542,48 @@ def _tell_calls_apart(chunks: Sequence[Any]) -> None:
         piece.index = places[number]
 
 
-def _used(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds: float) -> Usage:
+def _used(stream: _Stream, tier: Tier, tools: Sequence[Any] | None) -> Usage:
     """Return what a call used that was refused, broken off or stopped: what came is paid for, and what was read.
 
-    Before the first word, for all these seconds where none came, the model may have been thinking, which is paid for as
-    well; what that took, an endpoint tells at the end. What it read, Claude's tells in the beginning.
+    What it read, Claude's tells in the beginning.
     """
     if not stream.chunks and stream.was_refused:
         return NOTHING_USED
     litellm = lazy_litellm.load()
     try:
         told = stream.told
-        tokens_in = told_tokens(told, "prompt_tokens") or prices.count_tokens(tier, stream.messages, tools)
-        came = _written(stream)
-        counted = litellm.token_counter(model=tier.litellm_name, text=came, count_response_tokens=True)
-        tokens_out = max(told_tokens(told, "completion_tokens") or 0, counted)
-        if not (told and stream.is_over):
-            # A chunk may come in which nothing is written: Azure begins with what its filter says of the prompt.
-            silent = max(0.0, stream.silent_seconds - _FIRST_WORD_SECONDS) if came else seconds
-            unseen = int(silent * _UNSEEN_TOKENS_PER_SECOND)
-            tokens_out = min(tokens_out + unseen, tokens_out + unseen if tier.max_tokens is None else tier.max_tokens)
-        if told_tokens(told, "prompt_tokens"):
+        tokens_out = _written_tokens(stream, tier, told)
+        if tokens_in := told_tokens(told, "prompt_tokens"):
             made = told.model_copy(update={"completion_tokens": tokens_out, "completion_tokens_details": None})
             made.total_tokens = tokens_in + tokens_out
             usd = prices.cost_of_reply(tier, litellm.ModelResponse(usage=made))
         else:
+            tokens_in = prices.count_tokens(tier, stream.messages, tools)
             usd = prices.cost(tier, tokens_in, tokens_out, written_to_cache=tokens_in)
     except Exception:
         logger.exception("%s: what an unfinished call used cannot be told", tier.name)
         return Usage()
     return Usage(tokens_in, tokens_out, usd)
+
+
+def _written_tokens(stream: _Stream, tier: Tier, told: Any) -> int:
+    """Return how many tokens an unfinished call wrote.
+
+    Before the first word, or all the time where none came, the model may have been thinking, which is paid for as well;
+    what that took, an endpoint tells at the end.
+    """
+    came = _written(stream)
+    model, count = tier.litellm_name, lazy_litellm.load().token_counter
+    counted = int(count(model=model, text=came, count_response_tokens=True))
+    written = max(told_tokens(told, "completion_tokens") or 0, counted)
+    # One that was cut is over as well, and what it told then was told at its beginning.
+    if told and stream.is_over and stream.finish_reason_seen:
+        return written
+    # A chunk may come in which nothing is written: Azure begins with what its filter says of the prompt.
+    of_thinker = max(0.0, stream.silent_seconds - _FIRST_WORD_SECONDS)
+    silent = of_thinker if came else time.monotonic() - stream.begun
+    written += int(silent * _UNSEEN_TOKENS_PER_SECOND)
+    return written if tier.max_tokens is None else min(written, tier.max_tokens)
 
 
 def _written(stream: _Stream) -> str:

@@ -165,6 +165,14 @@ def test_thoughts_before_the_first_words_of_a_call_that_is_cut(monkeypatch: pyte
     assert caught.value.used.output_tokens == 9
 
 
+def test_to_wait_for_a_second_try_is_not_to_think(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The provider was not at work meanwhile."""
+    later = fail(429, headers=(("Retry-After", "3"),))
+    with pytest.raises(ExecutionError, match="cut off") as caught:
+        ask(later, say("a few words", cut_after=4, tells_usage=False), monkeypatch=monkeypatch)
+    assert 0 < (caught.value.used.output_tokens or 0) < 150
+
+
 def test_an_empty_reply_costs_what_its_endpoint_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy has booked it, though there is nothing to read, and though litellm knows no price."""
     with pytest.raises(ExecutionError, match="the reply was empty") as caught:
