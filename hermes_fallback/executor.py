@@ -508,7 +508,7 @@ def _set_right(usage: Any, stream: _Stream, tier: Tier, tools: Sequence[Any] | N
         tokens_in = tokens_out = 0
     total = told_tokens(told, "total_tokens")
     if tokens_in is not None and tokens_out is not None:
-        read = tokens_in or prices.count_tokens(tier, stream.messages, tools)
+        read = tokens_in or prices.count_read(tier, stream.messages, tools)
         written = tokens_out or prices.count_tokens(tier, [{"role": "assistant", "content": _written(stream)}], None)
         if total is not None:
             # No more than was asked for, which bounds the thoughts as well.
@@ -558,8 +558,9 @@ def _used(stream: _Stream, tier: Tier, tools: Sequence[Any] | None) -> Usage:
             made.total_tokens = tokens_in + tokens_out
             usd = prices.cost_of_reply(tier, litellm.ModelResponse(usage=made))
         else:
-            tokens_in = prices.count_tokens(tier, stream.messages, tools)
-            usd = prices.cost(tier, tokens_in, tokens_out, written_to_cache=tokens_in)
+            tokens_in = prices.count_read(tier, stream.messages, tools)
+            written_to_cache = tokens_in if prices.asks_for_cache(tier) else 0
+            usd = prices.cost(tier, tokens_in, tokens_out, written_to_cache=written_to_cache)
     except Exception:
         logger.exception("%s: what an unfinished call used cannot be told", tier.name)
         return Usage()

@@ -58,6 +58,16 @@ def count_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | Non
     return _text_tokens(tier, messages, tools) + _USUAL_IMAGE_TOKENS * len(_images(messages))
 
 
+def count_read(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
+    """Return the input tokens that are paid for of a request of which no endpoint told how many it had."""
+    texts = _text_tokens(tier, messages, tools)
+    return int(texts * (_CLAUDE_MARGIN if _is_claude(tier) else 1)) + _USUAL_IMAGE_TOKENS * len(_images(messages))
+
+
+def _is_claude(tier: Tier) -> bool:
+    return "claude" in tier.model.lower()
+
+
 def _without_images(messages: Sequence[Any]) -> list[Any]:
     return [{**message, "content": text_of(message.get("content"))} for message in messages]
 
@@ -104,7 +114,7 @@ def worst_case(tier: Tier, handoff: Mapping[str, Any], *, at_most: int | None = 
     if at_most is None:
         messages, tools = handoff["messages"], handoff.get("tools")
         texts, images = _text_tokens(tier, messages, tools), _most_image_tokens(messages)
-        margin = _CLAUDE_MARGIN if "claude" in tier.model.lower() else _COUNT_MARGIN
+        margin = _CLAUDE_MARGIN if _is_claude(tier) else _COUNT_MARGIN
         at_most = int(texts * margin) + _digits(tier, messages, tools) + images
         counted = texts + images
     else:

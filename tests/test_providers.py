@@ -228,6 +228,26 @@ def test_what_claude_thought_unseen_is_paid_for_when_its_reply_is_cut() -> None:
     assert (cut.value.used.output_tokens or 0) >= 0.7 * 150
 
 
+@pytest.mark.parametrize("price", [None, Price(5, 25, 0.5)], ids=["by litellm", "by one's own price"])
+def test_a_claude_that_told_nothing_is_paid_for_as_it_may_have_read(price: Price | None) -> None:
+    """It makes more tokens than litellm counts, and writes them to its cache, where that is asked for."""
+
+    def used(**extra: Any) -> tuple[int, float]:
+        with pytest.raises(ExecutionError) as silent:
+            answered(one_of["anthropic"], say(TEXT, headers_after=2), timeout_seconds=0.4, price=price, extra=extra)
+        one = silent.value.used
+        assert one.cost_usd is not None
+        return one.input_tokens or 0, one.cost_usd - (one.output_tokens or 0) * 25e-6
+
+    built = handoff.build({"messages": ASKED, "tools": TOOLS}, note="NOTE")
+    counted = prices.count_tokens(Tier("anthropic", "claude-opus-4-6"), built["messages"], TOOLS)
+    uncached: dict[str, Any] = {"cache_control_injection_points": []}
+    for price_in, extra in ((6.25e-6, {}), (5e-6, uncached)):
+        tokens, usd = used(**extra)
+        assert tokens == int(1.6 * counted)
+        assert usd == pytest.approx(tokens * price_in)
+
+
 @every_provider
 @pytest.mark.parametrize("answer", [say(TEXT), LONG, say(TEXT, cut_after=12), say(TEXT, garbled_after=3)])
 def test_no_stream_is_left_to_the_garbage_collector(provider: Provider, answer: Answer) -> None:
