@@ -72,13 +72,15 @@ def _without_images(messages: Sequence[Any]) -> list[Any]:
     return [{**message, "content": text_of(message.get("content"))} for message in messages]
 
 
-def _digits(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
-    """Return how many digits a model is sent that may take each of them for a token; 0 for OpenAI's own models."""
+def _most_text_tokens(tier: Tier, counted: int, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
+    """Return how many tokens a model may read of what OpenAI's tokenizers make so many of; none exceeds one a byte."""
+    most = int(counted * (_CLAUDE_MARGIN if _is_claude(tier) else _COUNT_MARGIN))
     if tier.model.rpartition("/")[2].lower().startswith(_OPENAIS):
-        return 0
+        return most
     written = json.dumps([_without_images(messages), tools], ensure_ascii=False, default=str)
     bare = written.encode("utf-8", "surrogatepass")
-    return len(bare) - len(bare.translate(None, b"0123456789"))
+    digits = len(bare) - len(bare.translate(None, b"0123456789"))
+    return min(most + digits, len(bare))
 
 
 def _text_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
@@ -114,8 +116,7 @@ def worst_case(tier: Tier, handoff: Mapping[str, Any], *, at_most: int | None = 
     if at_most is None:
         messages, tools = handoff["messages"], handoff.get("tools")
         texts, images = _text_tokens(tier, messages, tools), _most_image_tokens(messages)
-        margin = _CLAUDE_MARGIN if _is_claude(tier) else _COUNT_MARGIN
-        at_most = int(texts * margin) + _digits(tier, messages, tools) + images
+        at_most = _most_text_tokens(tier, texts, messages, tools) + images
         counted = texts + images
     else:
         counted = at_most

@@ -226,14 +226,24 @@ def test_a_model_that_is_listed_without_a_price_has_none(provider: str, model: s
 
 def test_more_is_reserved_for_numbers_where_each_digit_may_be_a_token() -> None:
     """Qwen, Mistral, Gemini and others take one token a digit, OpenAI up to three digits."""
-    numbers = {"messages": [{"role": "user", "content": "12345.678 " * 1000}]}
+    numbers = {"messages": [{"role": "user", "content": "port 8443 is open, " * 1000}]}
     price = Price(1, 0)
     theirs, other = (
         prices.worst_case(Tier("openai", model, price=price), numbers) for model in ("gpt-5.4", "Qwen/Qwen3-32B")
     )
     assert theirs is not None
     assert other is not None
-    assert other.input_usd - theirs.input_usd == pytest.approx(8000 / 1e6, rel=0.01)
+    assert other.input_usd - theirs.input_usd == pytest.approx(4000 / 1e6, rel=0.01)
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-32B", "claude-of-tomorrow"])
+def test_no_more_is_reserved_than_a_token_a_byte(model: str) -> None:
+    """Of digits alone, too, which litellm counts by threes."""
+    digits = {"messages": [{"role": "user", "content": "123456789" * 2000}]}
+    worst = prices.worst_case(Tier("openai", model, price=Price(1, 0)), digits)
+    assert worst is not None
+    # What providers frame a conversation with is no part of it.
+    assert 18_000 < worst.input_usd * 1e6 <= (handoff.most_tokens(digits) or 0) + 400
 
 
 def test_unknown_price_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
