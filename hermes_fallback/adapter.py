@@ -519,6 +519,7 @@ class Adapter:
         )
 
     def _ask_person(self, turn: Turn, question: str) -> Consent:
+        question = explain.plain(question)
         chat = _chat.get()
         if chat is not None and chat.is_shared and turn.config.policy.allowed_users is not None:
             # Hermes takes a yes from whoever is in the chat, by a word, a command or a button, and does not say whose.

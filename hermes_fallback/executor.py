@@ -466,9 +466,12 @@ def _drain(
 
 
 def _reply(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds: float) -> Reply:
-    litellm = lazy_litellm.load()
-    _tell_calls_apart(stream.chunks)
-    response = litellm.stream_chunk_builder(stream.chunks, messages=stream.messages)
+    try:
+        _tell_calls_apart(stream.chunks)
+        response = lazy_litellm.load().stream_chunk_builder(stream.chunks, messages=stream.messages)
+    except Exception as error:  # noqa: BLE001  # of any kind, for a provider may send what is none of what it should be
+        logger.warning("%s: a reply of no known form [%s]", tier.name, type(error).__name__)
+        raise ExecutionError(f"{tier.name}: {UNREADABLE}", transient=True) from None
     if response is None or not response.choices:
         raise ExecutionError(f"{tier.name}: the reply was empty", transient=True)
     message = response.choices[0].message
@@ -594,7 +597,10 @@ def _written(stream: _Stream) -> str:
 def _pieces(chunk: Any) -> Iterator[str]:
     """Yield all that the model wrote in a chunk: thoughts, text, names and arguments of tool calls."""
     for choice in chunk.choices:
-        yield getattr(choice.delta, "reasoning_content", None) or ""
-        yield choice.delta.content or ""
-        for call in choice.delta.tool_calls or ():
-            yield f"{call.function.name or ''}{call.function.arguments or ''}"
+        delta = choice.delta
+        calls = delta.tool_calls if isinstance(delta.tool_calls, list) else []
+        functions = [getattr(call, "function", None) for call in calls]
+        said = [getattr(delta, "reasoning_content", None), delta.content]
+        said += [getattr(function, name, None) for function in functions for name in ("name", "arguments")]
+        # A provider may send what is none.
+        yield from (piece for piece in said if isinstance(piece, str))

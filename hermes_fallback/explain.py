@@ -116,14 +116,14 @@ def outcome(answered: int, failed: int) -> str:
 
 def helped(entry: Entry) -> str:
     """Say in a part of a sentence what a model did in a turn, and what that cost."""
-    used = usage(entry.input_tokens, entry.output_tokens, entry.cost_usd)
+    used, model = usage(entry.input_tokens, entry.output_tokens, entry.cost_usd), plain(entry.to_model)
     if entry.calls:
-        return f"{entry.to_model} helped, because {entry.reason} ({outcome(entry.calls, entry.failed)}, {used})"
+        return f"{model} helped, because {plain(entry.reason)} ({outcome(entry.calls, entry.failed)}, {used})"
     # Of a call that broke off, no provider says what it used.
     if entry.failed:
-        return f"{entry.to_model} did not help ({calls(entry.failed)}, about {used})"
+        return f"{model} did not help ({calls(entry.failed)}, about {used})"
     # The user stopped it; or its end could not be written, and what was reserved counts.
-    return f"{entry.to_model} was asked (about {used})"
+    return f"{model} was asked (about {used})"
 
 
 def _count(number: int | None) -> str:

@@ -123,9 +123,13 @@ def was_refused(error: Any, *, accepted: bool = False) -> bool:
     status = getattr(error, "status_code", None)
     if not isinstance(status, int) or status < 400:
         return False
-    if accepted and type(_first_cause(error)).__module__.partition(".")[0] not in _SAID_BY_PROVIDER:
+    litellm, cause = lazy_litellm.load(), _first_cause(error)
+    if accepted and type(cause).__module__.partition(".")[0] not in _SAID_BY_PROVIDER:
         return False
-    timed_out = isinstance(error, lazy_litellm.load().exceptions.Timeout) or status == 408
+    # Of a stream that ended too early litellm says so itself (1.105.3, responses/streaming_iterator.py).
+    if accepted and isinstance(cause, litellm.exceptions.APIConnectionError):
+        return False
+    timed_out = isinstance(error, litellm.exceptions.Timeout) or status == 408
     return not timed_out and not _connection_causes(error) & _BROKEN_OFF
 
 

@@ -173,6 +173,29 @@ def test_to_wait_for_a_second_try_is_not_to_think(monkeypatch: pytest.MonkeyPatc
     assert 0 < (caught.value.used.output_tokens or 0) < 150
 
 
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"tool_calls": [{**piece('{"path": "\ud800"}', index=0)}]},
+        {"tool_calls": "x"},
+        {"content": "x", "reasoning_content": 7},
+        {"content": "x", "audio": 5},
+    ],
+    ids=["half a character", "calls that are none", "thoughts that are none", "a sound that is none"],
+)
+def test_a_reply_of_no_known_form_is_a_failure_of_its_provider(
+    monkeypatch: pytest.MonkeyPatch, delta: dict[str, Any]
+) -> None:
+    """It is no fault of ours, and costs about what it used, not what was reserved."""
+    try:
+        reply, _, _ = ask(streamed(delta), monkeypatch=monkeypatch)
+        used: Any = reply
+    except ExecutionError as error:
+        used = error.used
+    assert used.cost_usd is not None
+    assert used.cost_usd < 0.01
+
+
 def test_an_empty_reply_costs_what_its_endpoint_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy has booked it, though there is nothing to read, and though litellm knows no price."""
     with pytest.raises(ExecutionError, match="the reply was empty") as caught:

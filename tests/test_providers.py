@@ -109,6 +109,16 @@ def test_what_claude_writes_into_its_cache_costs_more_by_ones_own_price_too() ->
     assert by_own_price == pytest.approx(1.25 * without_cache)
 
 
+@every_provider
+def test_a_reply_that_is_cut_before_its_first_word_is_not_asked_for_again(provider: Provider) -> None:
+    """It was accepted, and what was read is paid for."""
+    with Endpoint(in_order([say(TEXT, cut_after=0)] * 2), strict=True, key=KEY, wire=provider.wire) as endpoint:
+        with pytest.raises(ExecutionError) as caught:
+            ask(endpoint, provider, {"messages": ASKED, "tools": TOOLS})
+        assert len(endpoint.requests) == 1
+    assert (caught.value.used.input_tokens or 0) > 0
+
+
 def test_a_stopped_claude_costs_what_it_has_told() -> None:
     """It says at the beginning what it read, and what of that it put into its cache."""
     claude = one_of["anthropic"]

@@ -373,7 +373,7 @@ def test_a_provider_that_quotes_the_key(world: World, caplog: pytest.LogCaptureF
     assert leaks((), files=(page, world.adapter.journal.path)) == []
 
 
-@pytest.mark.parametrize("place", ["prices.count_tokens", "escalation._close"])
+@pytest.mark.parametrize("place", ["prices.count_read", "escalation._close"])
 def test_a_fault_of_ours_while_a_provider_quotes_the_key(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str
 ) -> None:

@@ -21,6 +21,8 @@ from typing import Any, TypeVar, cast
 from ... import config as configuration
 from ... import executor, host, lazy_litellm, redact
 from ...config import ConfigError, Policy, Primary, Tier
+from ...explain import plain
+from ...faults import without_login
 from ...host import Running
 from ...self_check import is_local
 from . import block, config_file, servers, splice
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         message = str(error)
     except OSError as error:
         message = f"{error.filename or 'config.yaml'}: {error.strerror or error}; nothing was written"
-    print(f"init: {message}", file=sys.stderr)
+    print("\n".join(map(plain, f"init: {message}".splitlines())), file=sys.stderr)
     return _FAULTS
 
 
@@ -257,7 +259,7 @@ def _tell_what_there_is(found: Sequence[LocalModel], running: Running | None, lo
     elif found:
         _say(f"{_what_runs(running)} These models are there:")
         for number, model in enumerate(found, start=1):
-            print(f"  {number}  {model.name}  ({model.server})")
+            print(plain(f"  {number}  {model.name}  ({model.server})"))
     else:
         ports = "; ".join(str(server) for server in servers.WELL_KNOWN)
         _say(f"{_what_runs(running)} No local server answers ({ports}).")
@@ -275,8 +277,9 @@ def _ask_model(found: Sequence[LocalModel], proposal: str | None, url: str | Non
 def _what_runs(running: Running | None) -> str:
     if running is None:
         return "Hermes has no model to run yet."
-    where = f"{running.model or 'no model'} at {running.base_url or running.provider}"
-    return f"Hermes runs {where}{'.' if _local(running) else ', which is not local.'}"
+    # Neither a login in the address nor what a terminal would obey in a name.
+    where = f"{running.model or 'no model'} at {without_login(running.base_url) or running.provider}"
+    return plain(f"Hermes runs {where}{'.' if _local(running) else ', which is not local.'}")
 
 
 def _ask(question: str, default: str | None, accept: Callable[[str], _T]) -> _T:
@@ -326,7 +329,7 @@ def _show_diff(old: str, new: str) -> None:
     # The lines around ours may hold anything, and a script's output is kept.
     for line in _masked("\n".join(lines)).splitlines():
         style = "bold" if line.startswith(("+++", "---")) else styles.get(line[:1], "")
-        console.print(Text(line, style), soft_wrap=True)
+        console.print(Text(plain(line), style), soft_wrap=True)
 
 
 def _tell_next_steps(written: Mapping[str, Any], running: Running | None, *, home: Path) -> None:
