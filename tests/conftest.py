@@ -44,7 +44,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCap
     shutil.rmtree(HOME / "hermes-fallback", ignore_errors=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HERMES_CRON_SESSION", raising=False)  # left by cron jobs in this process
-    caplog.set_level(logging.INFO, logger="hermes_fallback")
+    caplog.set_level(logging.DEBUG, logger="hermes_fallback")
     # Hermes waits seconds between its own tries; a test need not.
     monkeypatch.setattr("agent.conversation_loop.jittered_backoff", lambda *_, **__: 0.0)
     with opened(monkeypatch, tmp_path) as made:

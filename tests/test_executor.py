@@ -367,6 +367,15 @@ def test_what_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, answer: Answer
     assert len(endpoints[0].requests) == 1
 
 
+def test_it_is_waited_for_as_long_as_the_provider_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Retry-After` is heeded; half a second without it."""
+    waited: list[float] = []
+    monkeypatch.setattr(executor, "_wait", lambda seconds, _: waited.append(seconds))
+    ask(fail(500), say("second"), monkeypatch=monkeypatch)
+    ask(fail(429, headers=(("Retry-After", "3"),)), say("second"), monkeypatch=monkeypatch)
+    assert waited == [0.5, 3.0]
+
+
 def test_stop_ends_a_stalled_call_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop is heeded the first time that it is there to be seen, which is looked for while nothing comes."""
     looked: list[bool] = []

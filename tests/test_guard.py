@@ -23,7 +23,7 @@ from hermes_fallback.journal import Journal, JournalError
 from hermes_fallback.turn import LocalCall
 from tests.endpoints import Answer, call, in_order, say
 from tests.gateway_chats import Gateway
-from tests.test_escalation import missing
+from tests.test_escalation import missing, rows
 from tests.test_money import block, stuck_each_task
 from tests.test_sessions import delegating, delegating_agent
 from tests.world import Screen, World, config_text, log_of
@@ -379,6 +379,7 @@ def test_enough_is_enough(world: World, monkeypatch: pytest.MonkeyPatch, caplog:
     faults = [record for record in caplog.records if "hermes-fallback failed in" in record.getMessage()]
     assert len(faults) == MOST
     assert [bool(record.exc_info) for record in faults] == [True, *[False] * (MOST - 1)]
+    assert any("is off in it from now on" in line for line in log_of(caplog, logging.ERROR))
     assert f"⚡ hermes-fallback has failed {MOST} times and is off in this session" in screen.text
     assert screen.text.count("is off in this session") == 1
     status = world.command("status")
@@ -445,7 +446,7 @@ class Unfindable:
         raise ValueError(message)
 
 
-@pytest.mark.parametrize("name", ["reserve", "end_call", "is_off", "add_task"])
+@pytest.mark.parametrize("name", ["reserve", "end_call", "is_off", "add_task", "entries"])
 def test_a_journal_that_fails_is_said_counted_and_lived_with(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
@@ -466,9 +467,20 @@ def test_a_journal_that_fails_is_said_counted_and_lived_with(
     assert len(said) >= turns
     assert [bool(one.exc_info) for one in said] == [True, *[False] * (len(said) - 1)]
     assert f"The journal could not be used {explain.times(len(said))} in this session" in world.command("status")
+    assert world.adapter.guard.count(agent.session_id) == 0
     assert not world.adapter.guard.has_given_up(agent.session_id)
     assert ("not asked, for the journal cannot be written: the disk is full" in screen.text) == (name == "reserve")
     assert world.ask("get stuck", agent=agent)["final_response"] == "paid answer"
+
+
+def test_a_fault_of_ours_behind_a_paid_call_closes_its_row(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not left as if it still ran; what it used is not known, so all that was reserved counts."""
+    world.local.script = in_order([*(missing({}, number) for number in range(3)), say("local answer")])
+    monkeypatch.setattr("hermes_fallback.escalation._put_back", broken)
+    assert world.ask()["final_response"] == "local answer"
+    (row,) = rows()
+    assert row["state"] == "failed"
+    assert row["cost_usd"] == row["reserved_usd"]
 
 
 def test_a_fault_of_the_command(

@@ -258,6 +258,22 @@ def test_refused_leaves_nothing(tmp_path: Path) -> None:
     assert rows(journal, "SELECT * FROM escalations") == rows(journal, "SELECT * FROM calls") == []
 
 
+def test_nobody_spends_while_it_is_looked_at_what_is_left(tmp_path: Path) -> None:
+    """What is left is read and reserved in one transaction, which other processes wait for."""
+    journal = Journal(tmp_path)
+    looked: list[str] = []
+
+    def fit(_: Spent) -> Allowed:
+        other = sqlite3.connect(journal.path, timeout=0, isolation_level=None)
+        with closing(other), pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+        looked.append("left")
+        return Allowed(None, 1.0)
+
+    journal.reserve(opening(), turn_id="t", task_id="t", account="s", seconds=1, fit=fit)
+    assert looked == ["left"]
+
+
 def test_spent_by_task_session_day_and_month(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Days and months are those of the local time zone, through a change of the clocks; sub-agents pay as their parent."""
     monkeypatch.setenv("TZ", "Europe/Berlin")

@@ -22,7 +22,7 @@ import yaml
 from hermes_fallback import host, journal, prices
 from hermes_fallback.budget import Spent
 from hermes_fallback.config import Tier
-from hermes_fallback.events import SwitchedOff
+from hermes_fallback.events import ConsentRefused, SwitchedOff
 from hermes_fallback.journal import Journal
 from tests import wire
 from tests.endpoints import Answer, Endpoint, Script, call, fail, in_order, raw_call, say
@@ -1012,6 +1012,21 @@ def test_off_reaches_a_sub_agent_at_work(world: World) -> None:
     world.configure(block())
     world.local.script = delegating
     world.paid.script = paid
+    agent = delegating_agent(world)
+    ask_and_wait(world, "delegate it", agent)
+    assert len(world.paid.requests) == 1
+
+
+def test_a_no_reaches_a_sub_agent_at_work(world: World) -> None:
+    """A person's no to money, said while a sub-agent is at work, holds for it from its next call on."""
+
+    def paid(_request: dict[str, Any], index: int) -> Answer:
+        if index == 0:
+            world.adapter.ledger(agent.session_id).append(ConsentRefused(world.adapter.clock()))
+        return call("terminal", command=f"echo {index}")
+
+    world.configure(block())
+    world.local.script, world.paid.script = delegating, paid
     agent = delegating_agent(world)
     ask_and_wait(world, "delegate it", agent)
     assert len(world.paid.requests) == 1

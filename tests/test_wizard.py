@@ -252,6 +252,14 @@ def test_refused(home: Path, text: str, arguments: list[str], status: int, words
     assert (path.read_text(), backups(home)) == (text, [])
 
 
+def test_a_login_in_the_address_is_not_printed(home: Path) -> None:
+    """The address of Hermes's model is shown without it."""
+    config(home, f"model: {{provider: custom, default: m, base_url: 'http://user:hunter2@127.0.0.1:9/v1'}}\n{ENABLED}")
+    done = init(home, *FLAGS, "--primary", "other")
+    assert "Hermes runs m at http://" in done.stdout
+    assert "hunter2" not in done.stdout + done.stderr
+
+
 def test_hermes_runs_another_model(home: Path, local: Endpoint) -> None:
     """That only tasks of the model that Hermes runs are escalated is said plainly, and `model:` is left alone."""
     path = config(home, f"model: {{provider: openrouter, default: big}}\n{ENABLED}")
