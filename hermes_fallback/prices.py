@@ -55,13 +55,13 @@ def _writing(tier: Tier) -> float:
 
 def count_tokens(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
     """Return about the input tokens of a request: text as litellm counts it for the tier's model, images as usual."""
-    return _text_tokens(tier, messages, tools) + _USUAL_IMAGE_TOKENS * len(_images(messages))
+    return _text_tokens(tier, messages, tools) + _usual_image_tokens(messages)
 
 
 def count_read(tier: Tier, messages: Sequence[Any], tools: Sequence[Any] | None) -> int:
     """Return the input tokens that are paid for of a request of which no endpoint told how many it had."""
     texts = _text_tokens(tier, messages, tools)
-    return int(texts * (_CLAUDE_MARGIN if _is_claude(tier) else 1)) + _USUAL_IMAGE_TOKENS * len(_images(messages))
+    return int(texts * (_CLAUDE_MARGIN if _is_claude(tier) else 1)) + _usual_image_tokens(messages)
 
 
 def _is_claude(tier: Tier) -> bool:
@@ -101,6 +101,10 @@ def _images(messages: Sequence[Any]) -> list[Any]:
     contents = [message.get("content") for message in messages]
     parts = [part for content in contents if isinstance(content, list) for part in content]
     return [part["image_url"] for part in parts if isinstance(part, dict) and part.get("image_url")]
+
+
+def _usual_image_tokens(messages: Sequence[Any]) -> int:
+    return _USUAL_IMAGE_TOKENS * len(_images(messages))
 
 
 def _most_image_tokens(messages: Sequence[Any]) -> int:

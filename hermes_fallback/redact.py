@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from .fingerprint import Fingerprint, call_fingerprint
 from .hinted import Hinted
 
 Message = dict[str, Any]
@@ -168,21 +169,17 @@ class Filled:
     __slots__ = ("_masks",)
 
     def __init__(self) -> None:
-        self._masks: dict[int, tuple[str, ...]] = {}
+        self._masks: dict[Fingerprint, tuple[str, ...]] = {}
 
     def add(self, arguments: Any, masks: Iterable[str]) -> None:
         """Remember the masks that stood in a call's arguments, which are as they are now."""
-        self._masks[_hash(arguments)] = tuple(masks)
+        self._masks[call_fingerprint("", arguments)] = tuple(masks)
         if len(self._masks) > _MOST_FILLED:
             self._masks.pop(next(iter(self._masks)), None)
 
     def masks_of(self, arguments: Any) -> tuple[str, ...]:
         """Return the masks that stood in a call's arguments."""
-        return self._masks.get(_hash(arguments), ()) if self._masks else ()
-
-
-def _hash(arguments: Any) -> int:
-    return hash(json.dumps(arguments, sort_keys=True))
+        return self._masks.get(call_fingerprint("", arguments), ()) if self._masks else ()
 
 
 class Masks:

@@ -272,9 +272,9 @@ def _failures_and_changes(observed: Sequence[Event], *, changes: bool) -> list[C
 
 
 def _failure_keys(failure: ToolFailed) -> tuple[tuple[str | Fingerprint, ...], ...]:
-    # A command that fails in a new way each time is being worked on; any other call fails for what it asks.
     if "polls" in failure.signs:
         return ()
+    # A command that fails in a new way each time is being worked on; any other call fails for what it asks.
     if failure.command:
         return (("command", failure.call, failure.result),)
     if failure.kind is None:

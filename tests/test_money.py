@@ -594,6 +594,18 @@ def test_escalate_asks_again_after_a_no(world: World, person: list[Any]) -> None
     assert world.ask("do it", agent=agent)["final_response"] == "paid answer"
 
 
+def test_a_question_has_nothing_that_a_terminal_obeys(world: World, person: list[Any]) -> None:
+    """The name of a model is asked about as plain text."""
+    price = {"input_per_million_usd": 1, "output_per_million_usd": 1}
+    hostile = {"provider": "openai", "model": "evil\x1b]52;c;aGk=\x07\u202e", "price": price}
+    world.configure(block({"confirm": "always"}, fallback=hostile))
+    world.local.script = stuck_each_task
+    person[:] = ["deny"]
+    world.ask()
+    assert "Let openai/evil ]52;c;aGk=" in person[0]
+    assert person[0].isprintable()
+
+
 def test_asked_to_go_over_the_budget(world: World, person: list[Any]) -> None:
     """`on_exceeded: ask`: a yes lets the task cost more than the budget, a no keeps it local; one question a task."""
     world.configure(budget(per_day_usd=0.01, on_exceeded="ask"))
@@ -1001,32 +1013,18 @@ def test_machines_do_not_consent(
     assert world.paid.requests == []
 
 
-def test_off_reaches_a_sub_agent_at_work(world: World) -> None:
-    """/escalate off, said while a sub-agent is at work, holds for it from its next call on."""
+@pytest.mark.parametrize("said", [SwitchedOff, ConsentRefused], ids=["off", "no"])
+def test_what_is_forbidden_reaches_a_sub_agent_at_work(world: World, said: type[SwitchedOff | ConsentRefused]) -> None:
+    """/escalate off, or a person's no to money, said while a sub-agent is at work, holds from its next call on."""
 
     def paid(_request: dict[str, Any], index: int) -> Answer:
         if index == 0:
-            world.adapter.ledger(agent.session_id).append(SwitchedOff(world.adapter.clock()))
+            world.adapter.ledger(agent.session_id).append(said(world.adapter.clock()))
         return call("terminal", command=f"echo {index}")
 
     world.configure(block())
     world.local.script = delegating
     world.paid.script = paid
-    agent = delegating_agent(world)
-    ask_and_wait(world, "delegate it", agent)
-    assert len(world.paid.requests) == 1
-
-
-def test_a_no_reaches_a_sub_agent_at_work(world: World) -> None:
-    """A person's no to money, said while a sub-agent is at work, holds for it from its next call on."""
-
-    def paid(_request: dict[str, Any], index: int) -> Answer:
-        if index == 0:
-            world.adapter.ledger(agent.session_id).append(ConsentRefused(world.adapter.clock()))
-        return call("terminal", command=f"echo {index}")
-
-    world.configure(block())
-    world.local.script, world.paid.script = delegating, paid
     agent = delegating_agent(world)
     ask_and_wait(world, "delegate it", agent)
     assert len(world.paid.requests) == 1

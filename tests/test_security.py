@@ -578,6 +578,20 @@ def test_what_is_shown_while_it_happens(world: World) -> None:
     assert not [line for line in screen.text.splitlines() if line.startswith(("[red]", "gnp.exe"))]
 
 
+@pytest.mark.parametrize("platform", ["cli", "tui"])
+def test_the_line_on_the_cost_is_plain(world: World, platform: str) -> None:
+    """It names the model that helped: on the CLI's screen, and elsewhere below the answer."""
+    tier = {"provider": "openai", "model": HOSTILE, "price": {"input_per_million_usd": 1, "output_per_million_usd": 1}}
+    world.configure(yaml.safe_dump({"model_routing": {"fallback": tier}}))
+    world.local.script, world.paid.script = missing, in_order([say("paid answer")])
+    screen = Screen()
+    answer = world.ask(agent=world.agent(screen=screen, platform=platform))["final_response"]
+    told = answer if platform == "tui" else "\n".join(x for x in screen.text.splitlines() if x.startswith(SIGN))
+    assert "evil" in told
+    assert "helped, because" in told
+    assert obeyed(told) == []
+
+
 MARKUP = (
     """"'><svg onload=alert(1)></title></style><script>alert(1)</script>{{ 7 * 7 }}<a href=javascript:alert(1)>&lt;x"""
 )

@@ -21,10 +21,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hermes_fallback.cli import wizard
 from hermes_fallback.cli.wizard import block, servers, splice
 from hermes_fallback.cli.wizard.block import Answers
 from hermes_fallback.cli.wizard.servers import LocalModel, Server
 from hermes_fallback.config import Primary, Tier
+from hermes_fallback.host import Running
 from tests.endpoints import Endpoint, in_order, say
 from tests.shell import escalation
 from tests.test_plugin import HERMES, ROOT, hermes
@@ -258,6 +260,12 @@ def test_a_login_in_the_address_is_not_printed(home: Path) -> None:
     done = init(home, *FLAGS, "--primary", "other")
     assert "Hermes runs m at http://" in done.stdout
     assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_what_hermes_runs_is_said_in_plain_words() -> None:
+    """The name of a model has nothing in it that a terminal obeys."""
+    running = Running("evil\x1b]52;c;aGk=\x07\u202e", "custom", "http://127.0.0.1:9/v1", "chat_completions")
+    assert wizard._what_runs(running).isprintable()  # noqa: SLF001
 
 
 def test_hermes_runs_another_model(home: Path, local: Endpoint) -> None:
