@@ -28,7 +28,10 @@ logger = logging.getLogger(__name__)
 HAND_OVER = object()
 """Instead of an answer: Hermes itself is to go to its fallback providers (DESIGN.md, fact 5)."""
 
-_BROKEN = "its tool call was cut off, or is no JSON, twice in a row; `max_tokens` or the budget may leave it no room"
+_BROKEN = (
+    "it is left, for its tool call was cut off, or is no JSON, twice in a row; `max_tokens` or the budget may leave it no"
+    " room"
+)
 
 _LIMITS = ("max_tokens", "max_completion_tokens")
 """By what names Hermes says how long a reply may get: the new one for newer models of OpenAI's, and for Azure."""
@@ -156,9 +159,9 @@ def _call(
     is_broken = _is_broken(reply.response, request)
     _answered(decision, task, tier, reply, reason=reason, journal_id=reserved.escalation, is_broken=is_broken)
     if is_broken and was_broken and decision.held is not None:
-        # Hermes would ask for it three times more, and then end the turn (0.19 agent/conversation_loop.py).
+        # Hermes would ask for it three times more, and then end the turn (0.19 agent/conversation_loop.py). It asks for
+        # this one, too, in a call of its own: two tiers are never paid in one.
         _failed(task, decision, f"{tier.name}: {_BROKEN}", transient=False)
-        return None
     return reply.response
 
 
@@ -168,12 +171,20 @@ def _last_was_broken(events: Sequence[Event]) -> bool:
 
 
 def _is_broken(response: Any, request: Mapping[str, Any]) -> bool:
-    """Tell whether a reply asks for a call that cannot be made: it was cut off, or its arguments are no JSON."""
+    """Tell whether a reply asks for a call that cannot be made: it was cut off, or its arguments are no JSON.
+
+    Where it was cut off, the reply says so from here on: some routers say `tool_calls`, and Hermes, which asks again
+    for what was cut off, ends the turn on that (0.19 agent/conversation_loop.py).
+    """
     reply = host.local_reply(response, request)
     if not reply.calls:
         return False
     fault = inspect(reply, offered(host.entries(request.get("tools"))))
-    return reply.finish_reason == "length" or (fault is not None and fault.kind == "malformed_arguments")
+    if fault is None or fault.kind != "malformed_arguments":
+        return reply.finish_reason == "length"
+    if fault.ends_turn:
+        response.choices[0].finish_reason = "length"
+    return True
 
 
 def host_answered(held: Escalated, task: Task, ask: Callable[[], Any], *, model: str, provider: str) -> Any:

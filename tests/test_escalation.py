@@ -10,6 +10,7 @@ import logging
 import re
 import sqlite3
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -688,6 +689,7 @@ def test_background_review_is_never_paid_for(world: World) -> None:
 BROKEN = {
     "cut off": raw_call("write_file", '{"path": "a", "content": "not yet at its', finish_reason="length"),
     "no JSON": raw_call("write_file", '{"path": "a", "content": }'),
+    "cut off, but not said to be": raw_call("write_file", '{"path": "a", "content": "not yet at its'),
 }
 
 
@@ -703,8 +705,35 @@ def test_a_tier_whose_calls_cannot_be_made_is_left_after_two(world: World, broke
     assert "its tool call was cut off, or is no JSON, twice in a row" in screen.text
 
 
-def test_one_broken_call_is_let_pass(world: World) -> None:
-    """Most models do better the second time."""
-    world.paid.script = in_order([BROKEN["no JSON"], say("paid answer")])
+def test_a_tier_that_is_left_is_not_followed_in_the_same_call(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both would be billed for one call of Hermes's, which asks again anyway: the next one answers then."""
+    world.configure(
+        "model_routing:\n  fallback:\n  - {provider: openai, model: gpt-5.4}\n"
+        "  - {provider: openai, model: gpt-5.4-mini}\n"
+    )
+    calls: list[list[str]] = []
+
+    def begun(*, request: dict[str, Any], next_call: Callable[..., Any], **_: object) -> Any:
+        calls.append([])
+        return next_call(request)
+
+    middleware = world.manager._middleware
+    monkeypatch.setitem(middleware, "llm_execution", [begun, *middleware["llm_execution"]])
+    answers = in_order([BROKEN["no JSON"], BROKEN["cut off, but not said to be"], say("paid answer")])
+
+    def paid(body: dict[str, Any], index: int) -> Answer:
+        calls[-1].append(body["model"])
+        return answers(body, index)
+
+    world.paid.script = paid
+    world.local.script = in_order([Answer(text='{"name": "read_file", "arguments": {"path": "x"}}')])
+    assert world.ask()["final_response"] == "paid answer"
+    assert calls == [["gpt-5.4"], ["gpt-5.4"], ["gpt-5.4-mini"]]
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_one_broken_call_is_let_pass(world: World, broken: Answer) -> None:
+    """Most models do better the second time; Hermes would end the turn on one that looks cut off."""
+    world.paid.script = in_order([broken, say("paid answer")])
     world.local.script = in_order([Answer(text='{"name": "read_file", "arguments": {"path": "x"}}')])
     assert world.ask()["final_response"] == "paid answer"

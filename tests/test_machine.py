@@ -93,7 +93,8 @@ WORTH = (
     *("back in the same task", "held for task", "stopped", "refused: too many", "stuck in shadow", "stuck while off"),
     *("stuck while the journal is locked", "sub-agent", "taken after another tier failed", "taken though off", "left"),
     *("taken by repeated_tool_failure", "taken by user_request", "a person says yes", "a person says no"),
-    *("tier answers", "tier works", "tier empty", "tier hiccup", "tier 500", "tier 401", "tier 429"),
+    *("tier answers", "tier works", "tier empty", "tier hiccup", "tier 500", "tier 401", "tier 429", "tier broken"),
+    "left for broken calls",
 )
 
 
@@ -235,6 +236,8 @@ class Hold:
     rule: str | int
     replies: int = 1
     is_sure: bool = True
+    is_broken: bool = False
+    """Its last reply asked for a call that cannot be made."""
 
 
 @dataclass(eq=False)
@@ -280,7 +283,7 @@ class Request:
     @property
     def answered(self) -> bool:
         """Whether it got a whole answer."""
-        return self.does in {"answers", "works"}
+        return self.does in {"answers", "works", "broken"}
 
 
 @dataclass
@@ -429,7 +432,10 @@ FAULTS = st.sampled_from([""] * 12 + ["locked", "locked at the end"])
 MOVES = st.builds(
     Move,
     tiers=st.lists(
-        st.sampled_from(["answers"] * 2 + ["works"] * 5 + ["500", "429", "401", "cut", "empty", "hiccup"]), max_size=3
+        st.sampled_from(
+            ["answers"] * 2 + ["works"] * 5 + ["500", "429", "401", "cut", "empty", "hiccup"] + ["broken"] * 2
+        ),
+        max_size=3,
     ).map(tuple),
     person=st.sampled_from(["yes", "yes", "no", "absent"]),
     greedy=st.booleans(),
@@ -1002,6 +1008,8 @@ class Machine(RuleBasedStateMachine):
                 answer = say(words, usage=usage)
             case "works":
                 answer = call_of("read_file", {"path": words}, usage=usage)
+            case "broken":
+                answer = Answer(calls=(("read_file", f'{{"path": "{words}'),), usage=usage)
             case "cut":
                 # What it had written by then is ten words, or fewer.
                 answer, usage = say("word " * 30, cut_after=60), (tokens_in - 200 * call.move.greedy, 10)
@@ -1088,8 +1096,13 @@ class Machine(RuleBasedStateMachine):
     def takes(self, call: Call, paid: Request) -> None:
         """A tier answered: it has the task now, or goes on with it."""
         chat, turn = call.chat, call.turn
+        is_broken = paid.does == "broken"
         if call.held and chat.hold is not None and not paid.is_new:
             chat.hold.replies += 1
+            if is_broken and chat.hold.is_broken:
+                turn.failed.add(paid.tier)
+                self.reached["left for broken calls"] += 1
+            chat.hold.is_broken = is_broken
             if self.holds(chat):
                 return
         else:
@@ -1099,6 +1112,7 @@ class Machine(RuleBasedStateMachine):
                 else turn.rules.hold
             )
             chat.hold = Hold(paid.tier, turn.rules.ladder.index(paid.tier), paid.trigger, turn, rule_of)
+            chat.hold.is_broken = is_broken
             turn.since = self.now
             turn.taken = True
         turn.asked = False
@@ -1109,6 +1123,8 @@ class Machine(RuleBasedStateMachine):
         chat, turn = call.chat, call.turn
         message = response.choices[0].message if response is not None else None
         if message is not None and message.tool_calls:
+            if response.choices[0].finish_reason == "length":
+                return  # it asks again
             self.runs_tool(call, message.tool_calls[0].function)
         elif message is not None and (message.content or "").strip():
             chat.messages.append({"role": "assistant", "content": message.content})
