@@ -65,7 +65,8 @@ def escalate(adapter: Adapter, raw_args: str, *, session_id: str) -> str:
 def _now(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
     if "user_request" not in config.policy.trigger_on:
         return "Not done: `user_request` is not in `fallback_policy.trigger_on`."
-    if (reason := adapter.stays_local_because(session_id)) is not None:
+    reason, is_running = adapter.stays_local_because(session_id), adapter.is_running(session_id)
+    if reason is not None and is_running:
         return f"Not done: this session stays local, because {plain(reason)}."
     if not adapter.may_spend(config):
         return "Not done: you are not in `fallback_policy.allowed_users`, and the stronger model costs money."
@@ -73,8 +74,10 @@ def _now(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> s
     if config.policy.is_shadow:
         return f"Noted, but `enabled: shadow` pays for nothing: the local model goes on.{_unless(config)}"
     lazy_litellm.warm(config.ladder)
-    when = "from its next step on" if adapter.is_running(session_id) else "with your next message"
-    return f"{plain(config.ladder[0].name)} takes over {when}, until that task is done.{_unless(config)}"
+    when = "from its next step on" if is_running else "with your next message"
+    # Another model may run by then.
+    but = "" if reason is None else f" (If that one can be escalated: the last one could not, because {plain(reason)}.)"
+    return f"{plain(config.ladder[0].name)} takes over {when}, until that task is done.{but}{_unless(config)}"
 
 
 def _unless(config: Config) -> str:

@@ -28,10 +28,8 @@ logger = logging.getLogger(__name__)
 HAND_OVER = object()
 """Instead of an answer: Hermes itself is to go to its fallback providers (DESIGN.md, fact 5)."""
 
-_BROKEN = (
-    "it is left, for its tool call was cut off, or is no JSON, twice in a row; `max_tokens` or the budget may leave it no"
-    " room"
-)
+_BROKEN = "left, for its tool call was cut off, or is no JSON, twice in a row; it may need more `max_tokens` or budget"
+
 
 _LIMITS = ("max_tokens", "max_completion_tokens")
 """By what names Hermes says how long a reply may get: the new one for newer models of OpenAI's, and for Azure."""

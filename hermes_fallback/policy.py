@@ -163,6 +163,7 @@ def _match(
     observed = events[start:] if start else events
     if aside:
         observed = [event for at, event in enumerate(events) if at >= start and at not in aside]
+    message = events[task] if events else None
     usual = Limits(
         after=policy.max_local_attempts,
         task_timeout_seconds=policy.task_timeout_seconds,
@@ -171,6 +172,7 @@ def _match(
         sensitivity=policy.sensitivity,
         earlier=events[taken:task],
         calls=calls,
+        asked=message.signs if isinstance(message, TurnStarted) else (),
     )
     for name, trigger in TRIGGERS.items():
         # /escalate is the user's own word: it stands even where the automatic ones were switched off.

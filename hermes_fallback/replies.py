@@ -109,7 +109,7 @@ def is_repetition(text: str) -> bool:
     """Tell whether a text ends in the same words over and over, as a model does that cannot stop.
 
     Rules, tables and rows of numbers repeat as well, and so does code: a repeated unit counts only with a word of three
-    letters in it, and inside a code block only when it goes on and on.
+    letters in it, and inside a code block, fenced or indented, only when it goes on and on.
     """
     after_code = _after_code(text) if "```" in text else text
     if after_code is not text and _repeats(text[-_TAIL_CHARS:], text, least=_ENDLESS_CHARS):
@@ -126,6 +126,9 @@ def _repeats(tail: str, text: str, *, least: int) -> bool:
     period, covered = _period_at_end(tail)
     unit = tail[-period:]
     if covered < least or covered // period < _MIN_REPEATS or not _WORD.search(unit):
+        return False
+    # An indented block is code as well (a log's lines, for example).
+    if "\n" in unit and not _NOT_INDENTED.search(unit + unit[:4]) and covered < _ENDLESS_CHARS:
         return False
     return period <= _MAX_UNIT_CHARS or text.count(unit) >= _MANY
 
@@ -166,6 +169,7 @@ _MAX_LEVELS = 8  # twice the deepest shape of a call, a list of {"tool_calls": [
 
 _DECODER = json.JSONDecoder(strict=False)
 _WORD = re.compile(r"[^\W\d_]{3}")
+_NOT_INDENTED = re.compile(r"\n(?! {4}|\t)")
 # What is no "<" is passed over at once: thoughts are long.
 _THINKING = re.compile(r"<(think|thinking|reasoning|thought)\b[^<>]*>[^<]*(?:<(?!/\1>)[^<]*)*(?:</\1>)?", re.IGNORECASE)
 _REST_OF_TAG = re.compile(r"(?<=.)[\"'<>].*", re.DOTALL)

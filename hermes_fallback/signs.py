@@ -125,6 +125,17 @@ _CHANGES = re.compile(
     r"(?! (?:in|to) [`'\"]?\Z)",
     re.IGNORECASE,
 )
+# So is what is to be done, or said, again and again: "it retries five times" is not.
+_REPEATS = re.compile(
+    r"(?:\A|[.!,;:\n]|\b(?:please|then|and|can you|could you|would you|now))\s*(?:please |also |now |just )*"
+    r"\b(?:(?:re-?)?run|execute|repeat|(?:re)?try|call|ping|check|test|poll|watch|send|fetch|query|request|invoke|roll"
+    r"|flip|print|write|say|output|type|list|do)\b(?:[^.?!\n]|\.(?=\S)){0,80}?"
+    r"\b(?:(?:\d+|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|fifty|a hundred|a few|several)"
+    r" (?:more )?times|every (?:\d+ |few |couple of )?(?:seconds?|minutes?|hours?)|repeatedly|in a loop"
+    r"|over and over|again and again)\b"
+    r"|\b(?:keep|go on) (?:running|checking|trying|polling|watching|calling|pinging|retrying|sending)\b",
+    re.IGNORECASE,
+)
 _ASKS_ABOUT = re.compile(
     r"\A\W*(?:did|do|does|have|has|had|what|why|who|when|where|which|is|are|was|were|review|explain)\b", re.IGNORECASE
 )
@@ -269,6 +280,8 @@ def _is_question(sentence: str) -> bool:
 def _of_message(text: str) -> Iterator[MessageSign]:
     if _CANNOT_SAY.search(text[:_READ_CHARS]):
         yield "cannot_say"
+    if _REPEATS.search(text[:_READ_CHARS]):
+        yield "wants_repeats"
     if len(text) > _PASTED_CHARS or any(mark in text for mark in _PASTED) or _WANTS_ADVICE.search(text):
         return
     before = [text[text.rfind("\n", 0, file.start()) + 1 : file.start()] for file in _FILE.finditer(text)]

@@ -18,6 +18,7 @@ from .events import (
     CallFailed,
     EscalationRequested,
     Event,
+    MessageSign,
     ReplyAccepted,
     ReplyInvalid,
     SelfChecked,
@@ -38,6 +39,9 @@ from .fingerprint import Fingerprint
 # `_invalid_tool_retries >= 3`, `_empty_content_retries < 3`, `api_max_retries` 3), whatever the user's `after` says.
 HOST_PATIENCE = 3
 
+_REPEATS: MessageSign = "wants_repeats"
+"""Where the user wants the same done or said again and again, doing it is no sign of being stuck."""
+
 Evidence = tuple[Event, ...]
 
 
@@ -46,7 +50,7 @@ class Limits:
     """What a trigger compares with: `after` is a count of events, the times are seconds (monotonic clock).
 
     `earlier` is what `risk` may add to the task's own signs: telling events of the session's last tasks. `calls` are
-    those of the session (`events.Index`).
+    those of the session (`events.Index`). `asked` is what the user's message asks for.
     """
 
     after: int
@@ -56,6 +60,7 @@ class Limits:
     calls: Sequence[int]
     sensitivity: str = "normal"
     earlier: Sequence[Event] = ()
+    asked: Sequence[MessageSign] = ()
 
 
 Trigger = Callable[[Sequence[Event], Limits], Evidence | None]
@@ -68,6 +73,8 @@ def repeated_tool_failure(observed: Sequence[Event], limits: Limits) -> Evidence
     was changed in between.
     """
     wanted = {key for event in _newest(observed) if isinstance(event, ToolFailed) for key in _failure_keys(event)}
+    if _REPEATS in limits.asked:
+        wanted = {key for key in wanted if key[0] != "command"}
     if not wanted:
         return None
     failures: defaultdict[tuple[str | Fingerprint, ...], list[Event]] = defaultdict(list)
@@ -88,6 +95,8 @@ def invalid_output(observed: Sequence[Event], limits: Limits) -> Evidence | None
     """Match a reply that would end the turn; others when `after` of them came, or Hermes is about to give up."""
     if not observed or not isinstance(observed[-1], ReplyInvalid):
         return None
+    if observed[-1].fault == "repetition" and _REPEATS in limits.asked:
+        return None
     if observed[-1].ends_turn:
         return (observed[-1],)
     invalid = tuple(event for event in observed if isinstance(event, ReplyInvalid))
@@ -102,6 +111,8 @@ def no_progress(observed: Sequence[Event], limits: Limits) -> Evidence | None:
 
     Waiting for something (a process that is polled) is no lack of progress.
     """
+    if _REPEATS in limits.asked:
+        return None
     newest = [event for event in _newest(observed) if isinstance(event, Call)]
     # Of most calls the index knows that they were not made so often.
     often = [event for event in newest if limits.calls.count(short(event)) > limits.after]
@@ -168,7 +179,7 @@ def _may_have_changed(call: Call) -> bool:
 
 def risk(observed: Sequence[Event], limits: Limits) -> Evidence | None:
     """Match when the signs of trouble in this task and those before it add up to more than `sensitivity` allows."""
-    if not may_add_up(observed):
+    if not may_add_up(observed) or _REPEATS in limits.asked:
         return None
     events = [*limits.earlier, *observed]
     if model.probability(events) < model.model().thresholds[limits.sensitivity]:

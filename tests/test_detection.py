@@ -178,6 +178,13 @@ WANTS = {
     "please write the summary to out.md": ("wants_change",),
     "I don't know, and I can't look": ("cannot_say",),
     "it can't find the module": (),
+    "Please run ./bench.sh five times and tell me the mean": ("wants_repeats",),
+    "ping 10.0.0.1 every 5 seconds": ("wants_repeats",),
+    "Write 'I will not talk in class.' 20 times.": ("wants_repeats",),
+    "Start it, and keep checking the status": ("wants_repeats",),
+    "The client retries five times. Fix that.": (),
+    "I have to run it several times until it works, why?": (),
+    "How many times does the word occur?": (),
 }
 
 

@@ -442,8 +442,24 @@ def test_primary_that_hermes_does_not_run(world: World, caplog: pytest.LogCaptur
     assert world.paid.requests == []
     assert log_of(caplog) == [f"hermes-fallback stays out: Hermes runs {MODEL} (custom), and `primary` is other"]
     assert world.command("") == (
-        f"Not done: this session stays local, because Hermes runs {MODEL} (custom), and `primary` is other."
+        "openai/gpt-5.4 takes over with your next message, until that task is done. (If that one can be escalated: "
+        f"the last one could not, because Hermes runs {MODEL} (custom), and `primary` is other.)"
     )
+
+
+def test_escalate_after_another_model_was_tried(world: World) -> None:
+    """`/model` to another one, a message, and back: what /escalate was said for is what runs then."""
+    world.configure(
+        f"model_routing: {{primary: {{provider: custom, model: '{MODEL}'}}, fallback: {{provider: openai, model: gpt-5.4}}}}\n"
+    )
+    world.local.script = in_order([say("another one's")])
+    agent = world.agent()
+    agent.model = "another"
+    assert world.ask(agent=agent)["final_response"] == "another one's"
+    agent.model = MODEL
+    world.paid.script = in_order([say("paid answer")])
+    assert world.command("").startswith("openai/gpt-5.4 takes over with your next message")
+    assert world.ask(agent=agent)["final_response"] == "paid answer"
 
 
 def test_local_model_that_is_not_called_by_chat_completions(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -717,7 +733,7 @@ def test_a_tier_that_is_left_is_not_followed_in_the_same_call(world: World, monk
         calls.append([])
         return next_call(request)
 
-    middleware = world.manager._middleware
+    middleware = world.manager._middleware  # noqa: SLF001  # Hermes gives no other place to stand before us
     monkeypatch.setitem(middleware, "llm_execution", [begun, *middleware["llm_execution"]])
     answers = in_order([BROKEN["no JSON"], BROKEN["cut off, but not said to be"], say("paid answer")])
 

@@ -123,6 +123,8 @@ SILENT: Final = "silent_failure"
 RISK: Final = "risk"
 
 READ, WRITE, DONE = asked_for("wants_content"), asked_for("wants_change"), said("claims_done")
+AGAIN = asked_for("wants_repeats")
+REPETITION = ReplyInvalid(0.0, "repetition", ends_turn=True)
 
 CASES = [
     case("nothing happened"),
@@ -142,6 +144,11 @@ CASES = [
         expected=Escalate(0, F, THREE_FAILURES),
     ),
     case("command fails the same way", *[command("t")] * 3, expected=Escalate(0, F, (command("t"),) * 3)),
+    case("command fails as often as the user wants it run", AGAIN, *[command("t")] * 5),
+    case("call that the user wants again and again fails", AGAIN, *THREE_FAILURES, expected=Escalate(0, F, THREE_FAILURES)),
+    case("same result as often as the user wants it", AGAIN, *[ok("t")] * 9, policy=Policy()),
+    case("the same words", REPETITION, expected=Escalate(0, INVALID, (REPETITION,))),
+    case("the same words as often as the user wants them", AGAIN, REPETITION),
     case("command fails another way each time", *(command("t", str(n)) for n in range(5))),
     case("edit between two tests", command("t"), ok("w", "1", "changes", tool="patch"),
          command("t"), ok("v", "2", "changes", tool="patch"), command("t")),

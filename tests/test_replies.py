@@ -64,6 +64,7 @@ FINE = {
     "numbers": "0, " * 300,
     "list": "\n".join(f"- item number {n} is about {n * 7 % 13}" for n in range(60)),
     "rows of code": "The table:\n```python\n" + "rows.append(None)\n" * 40 + "```\nThat is all.",
+    "a log that is quoted by indenting it": "It says:\n\n" + "    ERROR connection refused\n" * 12,
     "refrain": "La la la, sing with me. " * 5,
 }
 
@@ -94,10 +95,20 @@ def test_fine(text: str) -> None:
         "line one\nline two\n" * 30,
         "Here it is:\n```python\n" + "import os\nprint('hello')\n" * 200,
         "Here is the code:\n```python\nprint('hi')\n```\n" * 150,
+        "Here it is:\n\n" + "    import os\n    print('hello')\n" * 200,
         "Use ``` to open a block. " + "I will now check the file. " * 200,
         "".join(f"In part {n} of this paragraph all is said. " for n in range(15)) * 30,
     ],
-    ids=["sentence", "words", "lines", "code without end", "block after block", "a fence in prose", "paragraph"],
+    ids=[
+        "sentence",
+        "words",
+        "lines",
+        "code without end",
+        "block after block",
+        "indented code without end",
+        "a fence in prose",
+        "paragraph",
+    ],
 )
 def test_repetition(text: str) -> None:
     """A text that ends in a loop of words is one."""
