@@ -127,6 +127,7 @@ LOCAL = [
     Local("404", "stronger", 3, NO_ANSWER),
     Local("408", "stronger", 3, LATE),
     Local("429 with Retry-After: 1", "stronger", 3, OVERLOADED),
+    Local("429 with Retry-After: 60", "stronger", 3, OVERLOADED),
     Local("429 without Retry-After", "stronger", 3, OVERLOADED),
     Local("500", "stronger", 3, NO_ANSWER),
     Local("502 with a page", "stronger", 3, NO_ANSWER),
@@ -201,9 +202,68 @@ def test_paid(world: World, infect: Infect, caplog: pytest.LogCaptureFixture, ce
     check_next_turn(world, agent, result, paid, answer)
 
 
+# One of each kind: what is sent, charged and said is the same as where it is asked for the first time.
+HELD = [
+    "connection refused",
+    "reset",
+    "cut off in mid-stream",
+    "hang in mid-stream",
+    "malformed SSE",
+    "empty choices",
+    "400 context overflow",
+    "401",
+    "404",
+    "429 with Retry-After: 60",
+    "503",
+]
+
+
+@pytest.mark.parametrize("cell", [cell for cell in PAID if cell.fault in HELD], ids=lambda cell: cell.fault)
+def test_paid_while_it_has_the_task(world: World, infect: Infect, caplog: pytest.LogCaptureFixture, cell: Paid) -> None:
+    """A stronger model that has helped and falls ill then leaves the rest of the task to the local one."""
+    paid = infect(cell.fault)
+    tier = {"provider": "openai", "model": "gpt-5.4", "base_url": paid.url, "timeout_seconds": 60}
+    world.configure(block({"budget": {"per_day_usd": 5}}, fallback=tier))
+    world.local.script = stuck_each_task
+    paid.be_well(call("terminal", command="echo the paid one's"), say("not asked for"))
+    screen = Screen()
+    results: list[object] = []
+
+    def completed(*_: object) -> None:
+        results.append(_)
+        if len(results) == 4:
+            paid.fall_ill()
+
+    agent = watched(world, screen, tool_complete_callback=completed)
+    before = len(paid.requests())
+    result = world.ask(agent=agent)
+    assert result["final_response"] == "local answer"
+    assert len(paid.requests()) - before == 1 + cell.requests
+    took_over, notice, goes_on, cost = notices(screen)
+    assert took_over == f"⚡ {MODEL} → {TIER}: read_file failed 3 times: file not found"
+    assert (notice, goes_on) == (f"⚡ {TIER}: {cell.notice}", f"⚡ no stronger model answered; {MODEL} goes on")
+    assert cost.startswith(f"⚡ {TIER} helped, because read_file failed 3 times: file not found (1 call and 1 failed, ")
+    answered, failed = rows()
+    assert (answered["state"], failed["state"]) == ("answered", "failed")
+    assert answered["cost_usd"] > 0
+    assert (failed["cost_usd"] > 0) == (cell.charged != "nothing")
+    check_nothing_leaked(screen, caplog)
+    world.local.script = lambda *_: say("local answer")
+    world.command("")
+    check_next_turn(world, agent, result, paid, "paid answer")
+
+
 @pytest.mark.parametrize("cell", LOCAL, ids=lambda cell: cell.fault)
-def test_local(world: World, infect: Infect, caplog: pytest.LogCaptureFixture, cell: Local) -> None:
+def test_local(
+    world: World,
+    infect: Infect,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    cell: Local,
+) -> None:
     """With `provider_error` among the triggers, the stronger model ends the task that the local one cannot go on with."""
+    if cell.fault == "429 with Retry-After: 60":
+        hurry(monkeypatch)
     local = in_place_of_the_local_model(world, infect(cell.fault))
     world.configure(block({"trigger_on": ["invalid_output", "provider_error"], "budget": {"per_day_usd": 5}}))
     screen = Screen()
@@ -251,9 +311,7 @@ COMPARED = [
 @pytest.mark.parametrize("fault", COMPARED)
 def test_without_the_trigger(world: World, infect: Infect, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     """Where no trigger is for it, the turn ends as it would without the plugin, in every word that is seen."""
-    clock = SimpleNamespace(**{**vars(time), "sleep": lambda _: None})
-    monkeypatch.setattr("agent.agent_runtime_helpers.time", clock)  # 6 s before its last try
-    monkeypatch.setattr("agent.conversation_loop.time", clock)  # 2 s after it compressed
+    hurry(monkeypatch)
     seen = []
     for config in (block({"trigger_on": ["user_request"]}), ""):
         local = in_place_of_the_local_model(world, infect(fault))
@@ -283,14 +341,26 @@ def test_a_providers_words_steer_no_terminal(world: World, caplog: pytest.LogCap
 def test_document_says_what_is_tested() -> None:
     """Each fault has its cell at either endpoint, and the document its row."""
     assert [cell.fault for cell in PAID] == list(FAULTS)
-    # Hermes waits for as long as it is told, twice, before it gives up: minutes.
-    assert [cell.fault for cell in LOCAL] == [name for name in FAULTS if name != "429 with Retry-After: 60"]
+    assert [cell.fault for cell in LOCAL] == list(FAULTS)
     assert DOCUMENT.read_text("utf-8") == document()
 
 
 def watched(world: World, screen: Screen, **options: Any) -> Any:
     """An agent that somebody watches; tools are shown as the CLI shows them, without Hermes's own spinner."""
     return world.agent(screen=screen, tool_progress_callback=lambda *_, **__: None, **options)
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the time for which Hermes waits before it tries again go by at once: it may be minutes."""
+    slept = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal slept
+        slept += seconds
+
+    clock = SimpleNamespace(**{**vars(time), "sleep": sleep, "time": lambda: time.time() + slept})
+    for module in ("agent.agent_runtime_helpers", "agent.conversation_loop"):
+        monkeypatch.setattr(f"{module}.time", clock)
 
 
 def in_place_of_the_local_model(world: World, local: Patient) -> Patient:
@@ -436,8 +506,11 @@ requests are counted up to the moment when the stronger model takes over. What t
         seen = f"⚡ {MODEL} → {TIER}: {local.reason}" if local.reason else "the answer"
         yield f"| {_name(local.fault)} | {local.requests} | {seen} | {ANSWERERS[local.by]} |"
     yield """
-A local endpoint that answers 429 with `Retry-After: 60` is not in the table: Hermes waits for as long as it is told
-before each of its tries, and only then does the plugin get to know.
+After a 429 with `Retry-After`, Hermes waits for as long as it is told before each of its tries: the plugin takes over
+after the third.
+
+A stronger model that has the task already and fails then is left in the same way: the local model goes on, and what both
+calls took is charged. That is tested for one fault of each kind.
 
 Where no trigger is for it, the turn is the same as without the plugin, in every word and every request. That is tested
 for one fault of each kind."""
