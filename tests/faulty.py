@@ -188,6 +188,7 @@ FAULTS: dict[str, Illness] = {
     "reset in mid-stream": Answer(raw=_answered("text/event-stream", _chunk(_HALF)), reset=True),
     "cut off in mid-stream": _streaming("disconnect", 4),
     "end without a finish reason": _streaming("truncate", 4),
+    "error event in mid-stream": say(TEXT, error_after=40),
     "hang before headers": (Delay(HANG_SECONDS, times=None, match=_TASKS),),
     "hang in mid-stream": _streaming("stall", 4),
     "slow drip": (StreamChaos(chunk_delay_ms=30),),

@@ -432,6 +432,23 @@ def test_stop_during_the_call_ends_it(world: World) -> None:
         time.sleep(0.05)
 
 
+def test_stop_during_the_local_call_is_no_failure(world: World) -> None:
+    """Whoever stops the local model does not want a stronger one instead."""
+    world.configure(
+        "model_routing:\n  fallback: {provider: openai, model: gpt-5.4}\n"
+        "  fallback_policy: {trigger_on: [provider_error], max_local_attempts: 1}\n"
+    )
+    agent = world.agent()
+
+    def stop_then_answer(_request: dict[str, Any], _index: int) -> Answer:
+        agent.interrupt()
+        return say("never seen " * 50, hold_seconds=0.2)
+
+    world.local.script = stop_then_answer
+    assert world.ask(agent=agent)["interrupted"]
+    assert (world.paid.requests, rows()) == ([], [])
+
+
 def test_primary_that_hermes_does_not_run(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """When `primary` names another model, nothing is escalated, and the log says so once."""
     world.configure(

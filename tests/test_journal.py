@@ -561,6 +561,15 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         start(Journal(tmp_path / "hermes-fallback"), opening())
 
 
+def test_half_a_character(tmp_path: Path) -> None:
+    """What SQLite cannot keep is said to be our fault, and nothing is half written."""
+    journal = Journal(tmp_path)
+    with pytest.raises(JournalError, match="that is a fault of hermes-fallback: please report it"):
+        journal.set_off("half a \ud83d", is_off=True)
+    journal.set_off("whole", is_off=True)
+    assert journal.is_off("whole")
+
+
 def test_only_the_owner_can_read_it(tmp_path: Path) -> None:
     """Mode 0600 from the first moment, and again where somebody loosened it."""
     journal = Journal(tmp_path / "new")

@@ -250,6 +250,27 @@ def test_faults_go_with_the_session(world: World) -> None:
     assert world.command("").startswith("Not done.")
 
 
+def test_nothing_of_an_ended_session_is_counted(world: World) -> None:
+    """Its id may come again: what went wrong under it before is over."""
+    guard = world.adapter.guard
+    guard.note("llm_execution", "ended", ValueError("a bug"))
+    guard.note_unjournaled("a row could not be written", "ended", OSError("full"))
+    assert (guard.count("ended"), guard.unjournaled("ended")) == (1, 1)
+    world.manager.invoke_hook("on_session_finalize", session_id="ended", reason="session_boundary")
+    assert (guard.count("ended"), guard.unjournaled("ended")) == (0, 0)
+
+
+@pytest.mark.parametrize("platform", ["cron", "api_server", "webhook", "subagent"])
+def test_a_command_is_not_meant_for_a_session_that_nobody_types_into(world: World, platform: str) -> None:
+    """A job that ran in between does not get what is typed on the CLI."""
+    world.local.script = in_order([say("fine")])
+    agent = world.agent()
+    world.ask(agent=agent)
+    about = {"session_id": f"{platform}-1", "platform": platform, "model": MODEL, "user_message": "do it"}
+    world.manager.invoke_hook("pre_llm_call", turn_id="job", conversation_history=[], **about)
+    assert world.adapter.command_session() == agent.session_id
+
+
 def test_resumed_session_is_off_and_knows_what_it_spent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """`hermes --resume` in a new process: /escalate off holds, and the session's cost is there."""
     agent = world.agent(session_id="resumed-one")
