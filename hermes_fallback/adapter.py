@@ -193,6 +193,8 @@ class Adapter:
         ledger = self._ledger_of(session_id, platform)
         self._read_again(session_id, ledger)
         if config is None or config.is_idle:
+            # The message that an /escalate was meant for has gone by.
+            ledger.append(TurnEnded(self.clock()))
             return
         chat = _chat.get()
         if chat is not None:

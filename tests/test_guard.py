@@ -36,6 +36,7 @@ UNREACHED: dict[str, set[str]] = {
     "pre_llm_call": {
         "self._hear_off(session_id, platform, user_message)",
         "return",
+        "ledger.append(TurnEnded(self.clock()))",
         "chat.turns.append(turn_id)",
         "turn.task_type, turn.type_reason, turn.is_typed = parent.task_type, parent.type_reason, True",
         "del self._turns[id_]",

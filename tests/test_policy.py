@@ -147,6 +147,7 @@ CASES = [
     case("command fails as often as the user wants it run", AGAIN, *[command("t")] * 5),
     case("call that the user wants again and again fails", AGAIN, *THREE_FAILURES, expected=Escalate(0, F, THREE_FAILURES)),
     case("same result as often as the user wants it", AGAIN, *[ok("t")] * 9, policy=Policy()),
+    case("signs of trouble as often as the user wants them", AGAIN, *[command("t")] * 9, policy=Policy()),
     case("the same words", REPETITION, expected=Escalate(0, INVALID, (REPETITION,))),
     case("the same words as often as the user wants them", AGAIN, REPETITION),
     case("command fails another way each time", *(command("t", str(n)) for n in range(5))),

@@ -271,6 +271,19 @@ def test_a_command_is_not_meant_for_a_session_that_nobody_types_into(world: Worl
     assert world.adapter.command_session() == agent.session_id
 
 
+def test_escalate_is_for_the_next_message_alone(world: World) -> None:
+    """One that came while the plugin was switched off in the configuration is that message, too."""
+    world.local.script = in_order([say("local answer")])
+    agent = world.agent()
+    world.ask(agent=agent)
+    world.command("")
+    world.configure(ISSUE_BLOCK.replace("enabled: true", "enabled: false"))
+    world.ask(agent=agent)
+    world.configure(ISSUE_BLOCK)
+    assert world.ask(agent=agent)["final_response"] == "local answer"
+    assert rows() == []
+
+
 def test_resumed_session_is_off_and_knows_what_it_spent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """`hermes --resume` in a new process: /escalate off holds, and the session's cost is there."""
     agent = world.agent(session_id="resumed-one")
