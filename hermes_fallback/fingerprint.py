@@ -117,6 +117,17 @@ _ERROR_WORDS = tuple(
         ("not found", r"\bnot found\b", "not found"),
     )
 )
+# Each hint has one of these in it, and most texts have few of them: to look for all the hints takes twice as long.
+_ROOTS = (
+    *("not ", "no ", "exist", "permission denied", "eacces", "a directory", "time", "deadline", "connection "),
+    *("unreachable", "name resolution", "getaddrinfo", "unauthori", "forbidden", "40", "429", "rate limit"),
+    *("old_string", "matches", "missing ", "require", "must ", "unexpected ", "invalid", "illegal", "unrecognized"),
+    *("unknown", "usage: ", "--help", "malformed", "extra operand", "jsondecode", "expecting value", "syntax"),
+    *("module", "out of memory", "enoent"),
+)
+_ROOTS_OF = [
+    frozenset(root for root in _ROOTS if any(root in hint for hint in hinted.hints)) for hinted, _ in _ERROR_WORDS
+]
 
 
 def call_fingerprint(tool: str, arguments: object) -> Fingerprint:
@@ -161,7 +172,13 @@ def error_words(message: str) -> str | None:
     """Say in words of our own what an error is, or None when it is none that we know: its text is never quoted."""
     message = _ends(message)
     lower = message.lower()
-    return next((words for hinted, words in _ERROR_WORDS if hinted.search(message, lower)), None)
+    found = [root for root in _ROOTS if root in lower]
+    if not found:
+        return None
+    for roots, (hinted, words) in zip(_ROOTS_OF, _ERROR_WORDS, strict=True):
+        if not roots.isdisjoint(found) and hinted.search(message, lower):
+            return words
+    return None
 
 
 def _ends(message: str) -> str:

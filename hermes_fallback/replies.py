@@ -111,7 +111,7 @@ def is_repetition(text: str) -> bool:
     Rules, tables and rows of numbers repeat as well, and so does code: a repeated unit counts only with a word of three
     letters in it, and inside a code block, fenced or indented, only when it goes on and on.
     """
-    after_code = _after_code(text) if "```" in text else text
+    after_code = _after_code(text) if _has_fence(text) else text
     if after_code is not text and _repeats(text[-_TAIL_CHARS:], text, least=_ENDLESS_CHARS):
         return True
     return _repeats(after_code[-_TAIL_CHARS:], text, least=_MIN_REPEATED_CHARS)
@@ -119,7 +119,7 @@ def is_repetition(text: str) -> bool:
 
 def _repeats(tail: str, text: str, *, least: int) -> bool:
     # What repeats six times ends in words that stood there before; to look for them costs nothing.
-    if len(tail) < least or tail.find(tail[-_ENDING_CHARS:]) == len(tail) - _ENDING_CHARS:
+    if len(tail) < least or tail.rfind(tail[-_ENDING_CHARS:], 0, -1) < 0:
         return False
     if len(zlib.compress(tail.encode("utf-8", "replace"), 1)) > len(tail) * 0.35:
         return False
@@ -138,7 +138,7 @@ def is_tool_call_text(text: str, tools: Tools) -> bool:
 
     A text that shows a call to a reader (in the middle of prose, or of a tool that is not offered) is not one.
     """
-    unfenced = _FENCE.sub(" ", text) if "```" in text else text
+    unfenced = _FENCE.sub(" ", text) if _has_fence(text) else text
     markers = _MARKERS.pattern.finditer(unfenced) if _MARKERS.may_match(unfenced.lower()) else ()
     for marker in itertools.islice(markers, _MAX_MARKERS):
         if any(_names_a_tool(unfenced[at : at + _TAIL_CHARS], tools) for at in (marker.end(), marker.start())):
@@ -147,6 +147,10 @@ def is_tool_call_text(text: str, tools: Tools) -> bool:
         return True
     called = _FUNCTION_CALL.match(text.strip("`\n "))
     return called is not None and tools.find(called["name"]) is not None
+
+
+def _has_fence(text: str) -> bool:
+    return "`" in text and "```" in text  # most have neither, and for one character it is looked at memory's speed
 
 
 def _after_code(text: str) -> str:

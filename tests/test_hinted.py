@@ -39,6 +39,12 @@ def test_hints(name: str) -> None:
     each()
 
 
+def test_roots_of_hints() -> None:
+    """Where none of the roots of an error's words is in a text, none of its hints is."""
+    for hinted, _ in fingerprint._ERROR_WORDS:  # noqa: SLF001
+        assert [hint for hint in hinted.hints if not any(root in hint for root in fingerprint._ROOTS)] == []  # noqa: SLF001
+
+
 @pytest.mark.parametrize("name", ["_FIELDS", "_PROCESSES"])
 def test_hints_of_volatile_fields(name: str) -> None:
     """The same of what changes from one run to the next; their hints are in the letters' own case, too."""
