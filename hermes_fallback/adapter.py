@@ -278,6 +278,10 @@ class Adapter:
             if not self._was_left_off(session_id):
                 ledger.append(SwitchedAuto(self.clock()))
 
+    def was_said(self, session_id: str) -> None:
+        """Take the user's word, off or auto, for what holds: it is newer than what the session was left with."""
+        self._unread.discard(session_id)
+
     def _ledger_of(self, session_id: str, platform: str) -> Ledger:
         ledger = self.ledger(session_id)
         if session_id in self._parents:

@@ -138,6 +138,7 @@ def _auto(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> 
 
 def _kept(adapter: Adapter, session_id: str) -> str:
     """Keep the switch for when the session is resumed; say so where that fails."""
+    adapter.was_said(session_id)
     try:
         adapter.journal.set_off(session_id, is_off=is_off(adapter.ledger(session_id).events()))
     except JournalError as error:

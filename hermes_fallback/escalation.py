@@ -193,11 +193,21 @@ def host_answered(held: Escalated, task: Task, ask: Callable[[], Any], *, model:
     Raises:
         Exception: what `ask` raises; Hermes goes to its next provider then.
     """
-    row = held.journal_id
+    # Its row may have been begun anew since Hermes went over.
+    held = next((event for event in reversed(task.ledger.events()) if isinstance(event, Escalated)), held)
+    tier = task.config.ladder[held.tier]
     try:
-        spending.permit_host_call(task, task.config.ladder[held.tier])
-        call = task.journal.start_call(row, turn_id=task.turn_id, task_id=task.task_id, seconds=_HOST_SECONDS)
-        task.journal.set_model(row, f"{provider}/{model}")
+        spending.permit_host_call(task, tier)
+        call, row = task.journal.start_call(
+            held.journal_id,
+            model=f"{provider}/{model}",
+            turn_id=task.turn_id,
+            task_id=task.task_id,
+            seconds=_HOST_SECONDS,
+            otherwise=task.opening(held, tier, explain.reason(held.trigger, held.evidence)),
+        )
+        if row != held.journal_id:
+            task.ledger.append(replace(held, at=task.clock(), journal_id=row))
     except NotPermitted as refusal:
         logger.warning(
             "session=%s: %s/%s is not asked, and the task stops: %s", task.session_id, provider, model, refusal

@@ -260,26 +260,30 @@ class Journal:
             answer = fit(self._spent(connection, task_id=task_id, account=account))
             if isinstance(answer, Exceeded):
                 return answer
-            if (
-                isinstance(escalation, int)
-                and otherwise is not None
-                and not _is_row_of(connection, escalation, otherwise)
-            ):
-                escalation = otherwise
-            row = escalation if isinstance(escalation, int) else self._open(connection, escalation)
+            if isinstance(escalation, int) and otherwise is not None:
+                row = self._row(connection, escalation, otherwise)
+            else:
+                row = escalation if isinstance(escalation, int) else self._open(connection, escalation)
             call = self._start(
                 connection, row, turn_id=turn_id, task_id=task_id, seconds=seconds, reserved_usd=answer.reserved_usd
             )
             return Reserved(call, row, answer.max_tokens, answer.reserved_usd)
 
-    def start_call(self, escalation: int, *, turn_id: str, task_id: str, seconds: float) -> int:
-        """Write that a call starts which nobody can prevent, whatever it costs; return its id.
+    def start_call(
+        self, escalation: int, *, model: str, turn_id: str, task_id: str, seconds: float, otherwise: Opening
+    ) -> tuple[int, int]:
+        """Write that a call starts which nobody can prevent, whatever it costs; return its id and its escalation's.
+
+        `model` is whose call it is, which was not known when the escalation began, and may be another's than the last
+        one was; `otherwise` as in `reserve`.
 
         Raises:
             JournalError: the file cannot be written.
         """
         with self._connection() as connection:
-            return self._start(connection, escalation, turn_id=turn_id, task_id=task_id, seconds=seconds)
+            row = self._row(connection, escalation, otherwise, of_any_model=True)
+            connection.execute("UPDATE escalations SET to_model = ? WHERE id = ?", (model, row))
+            return self._start(connection, row, turn_id=turn_id, task_id=task_id, seconds=seconds), row
 
     def begin_escalation(
         self, opening: Opening, *, task_id: str, fit: Callable[[Spent], Allowed | Exceeded]
@@ -329,21 +333,25 @@ class Journal:
                 # Its row is in a file that was set aside; the money counts all the same.
                 connection.execute("INSERT INTO forgotten VALUES (?, ?)", (self._stamp(), used.cost_usd or 0.0))
 
-    def add_shadow_call(self, escalation: int, *, turn_id: str, task_id: str, used: Usage) -> None:
-        """Write a call that the local model answered and a tier would have been paid for.
+    def add_shadow_call(self, escalation: int, *, turn_id: str, task_id: str, used: Usage, otherwise: Opening) -> int:
+        """Write a call that the local model answered and a tier would have been paid for; return its escalation's id.
+
+        `otherwise` is as in `reserve`.
 
         Raises:
             JournalError: the file cannot be written.
         """
         with self._connection() as connection:
+            row = self._row(connection, escalation, otherwise)
             connection.execute(
                 "INSERT INTO calls (escalation, turn_id, task_id, at, state, input_tokens, output_tokens, cost_usd)"
                 " VALUES (?, ?, ?, ?, 'answered', ?, ?, ?)",
                 (
-                    *(escalation, turn_id, task_id, self._stamp()),
+                    *(row, turn_id, task_id, self._stamp()),
                     *(used.input_tokens, used.output_tokens, used.cost_usd),
                 ),
             )
+            return row
 
     def add_task(
         self,
@@ -382,15 +390,6 @@ class Journal:
             return Spent()
         with self._connection() as connection:
             return self._spent(connection, task_id=task_id, account=account)
-
-    def set_model(self, escalation: int, model: str) -> None:
-        """Write which model it was, where that was not known before it answered.
-
-        Raises:
-            JournalError: the file cannot be written.
-        """
-        with self._connection() as connection:
-            connection.execute("UPDATE escalations SET to_model = ? WHERE id = ?", (model, escalation))
 
     def set_off(self, session_id: str, *, is_off: bool) -> None:
         """Keep what the user said with /escalate off or auto.
@@ -573,6 +572,19 @@ class Journal:
         )
         return int(cursor.lastrowid or 0)
 
+    def _row(
+        self, connection: sqlite3.Connection, escalation: int, otherwise: Opening, *, of_any_model: bool = False
+    ) -> int:
+        """Return an escalation that began as `otherwise`, where it is there; else begin `otherwise`.
+
+        A new file gives the ids of the old one again: to another session, or another model.
+        """
+        found = connection.execute(
+            "SELECT 1 FROM escalations WHERE id = ? AND session_id = ? AND is_shadow = ? AND (? OR to_model = ?)",
+            (escalation, otherwise.session_id, otherwise.is_shadow, of_any_model, otherwise.to_model),
+        )
+        return escalation if found.fetchone() is not None else self._open(connection, otherwise)
+
     def _start(
         self,
         connection: sqlite3.Connection,
@@ -668,12 +680,6 @@ _ADVICE: dict[str, str] = {
     "SQLITE_BUSY": f" for more than {_BUSY_SECONDS:g} s; close the program that holds it",
     "SQLITE_FULL": "; make room on the disk",
 }
-
-
-def _is_row_of(connection: sqlite3.Connection, escalation: int, opening: Opening) -> bool:
-    # A new file gives the ids of the old one again: to another session, or another model.
-    query = "SELECT 1 FROM escalations WHERE id = ? AND session_id = ? AND to_model = ? AND NOT is_shadow"
-    return connection.execute(query, (escalation, opening.session_id, opening.to_model)).fetchone() is not None
 
 
 def _known_sum(column: str) -> str:

@@ -40,14 +40,20 @@ def answered(task: Task, used: Usage) -> None:
     holder = holding(events, task.config.policy, task.config.names)
     if holder is None:
         return
-    tier = task.config.ladder[holder.tier]
+    tier, reason = task.config.ladder[holder.tier], explain.reason(holder.trigger, holder.evidence)
     usd = None
     if used.input_tokens is not None and used.output_tokens is not None:
         usd = prices.cost(tier, used.input_tokens, used.output_tokens)
     try:
-        task.journal.add_shadow_call(
-            holder.journal_id, turn_id=task.turn_id, task_id=task.task_id, used=replace(used, cost_usd=usd)
+        row = task.journal.add_shadow_call(
+            holder.journal_id,
+            turn_id=task.turn_id,
+            task_id=task.task_id,
+            used=replace(used, cost_usd=usd),
+            otherwise=task.opening(holder, tier, reason),
         )
+        if row != holder.journal_id:
+            task.ledger.append(replace(holder, at=task.clock(), journal_id=row))
     except JournalError as error:
         task.unjournaled("a shadow call could not be written", error)
     if _is_first(events):
@@ -57,7 +63,7 @@ def answered(task: Task, used: Usage) -> None:
             task.local_model,
             tier.name,
             holder.trigger,
-            explain.reason(holder.trigger, holder.evidence),
+            reason,
             explain.usd(usd),
         )
     task.ledger.append(TierReplied(task.clock(), holder.tier))

@@ -64,8 +64,8 @@ class Task:
         """Say in the log, and count for `/escalate status`, that the journal could not be used."""
         self.guard.note_unjournaled(what, self.account, error)
 
-    def opening(self, decision: Escalate, tier: Tier, reason: str) -> Opening:
-        """Return what the journal gets to know of an escalation that begins."""
+    def opening(self, decision: Escalate | Escalated, tier: Tier, reason: str) -> Opening:
+        """Return what the journal gets to know of an escalation that begins, or of one whose row is gone."""
         return Opening(
             session_id=self.account,
             from_model=self.local_model,

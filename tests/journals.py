@@ -56,7 +56,7 @@ class Writer:
         escalation = self.journal.open_escalation(opening)
         for cost in costs:
             used = Usage(50, None if cost is None else 5, cost)
-            self.journal.add_shadow_call(escalation, turn_id=task, task_id=task, used=used)
+            self.journal.add_shadow_call(escalation, turn_id=task, task_id=task, used=used, otherwise=opening)
 
     def task(
         self, turn: str, *, of: str | None = None, session: str = "s1", kind: str = "", calls: int = 4, untold: int = 0, tokens: tuple[int, int] = (9000, 700)

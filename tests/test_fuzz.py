@@ -329,7 +329,8 @@ def can_be_used(config: Config, folder: Path) -> None:
                 type_reason="",
             )
             journal = Journal(folder / "fuzzed")
-            journal.start_call(journal.open_escalation(opening), turn_id="t", task_id="t", seconds=tier.timeout_seconds)
+            row, seconds = journal.open_escalation(opening), tier.timeout_seconds
+            journal.start_call(row, model="m", turn_id="t", task_id="t", seconds=seconds, otherwise=opening)
         messages = [{"role": "user", "content": "look at key.pem"}]
         handoff.build({"messages": messages}, note="n", options=one.handoff)
         never_send_match(messages, one.handoff.never_send)

@@ -312,8 +312,9 @@ def test_a_call_that_never_ended_is_spent(tmp_path: Path) -> None:
     now = NOON
     journal = Journal(tmp_path, now=lambda: now)
     start(journal, opening(), usd=0.5, seconds=100)
+    shadow = opening(is_shadow=True)
     journal.add_shadow_call(
-        journal.open_escalation(opening(is_shadow=True)), turn_id="t", task_id="t", used=Usage(1, 1, 9.0)
+        journal.open_escalation(shadow), turn_id="t", task_id="t", used=Usage(1, 1, 9.0), otherwise=shadow
     )
     assert journal.spent(task_id="t", account="s") == Spent(0.5, 0.5, 0.5, 0.5, 1)
     assert journal.calls_in_flight() == 1
@@ -524,6 +525,20 @@ def test_a_new_file_gives_the_old_ids_again(tmp_path: Path) -> None:
     assert go_on().escalation != held
     assert journal.spent(task_id="", account="two").session == 0.25
     assert journal.spent(task_id="", account="one").session == 1.0
+
+
+def test_a_shadow_in_a_new_file_is_nobodys_money(tmp_path: Path) -> None:
+    """Nor is what a session would have paid taken for what another one pays, where the number is the same."""
+    journal = Journal(tmp_path)
+    shadow = opening("one", is_shadow=True)
+    held = journal.open_escalation(shadow)
+    journal.path.unlink()
+    assert answered(journal, opening("two"), Usage(1, 1, 0.25)) == held
+    used = Usage(1, 1, 9.0)
+    row = journal.add_shadow_call(held, turn_id="t", task_id="t", used=used, otherwise=shadow)
+    assert row != held
+    assert journal.add_shadow_call(row, turn_id="t", task_id="t", used=used, otherwise=shadow) == row
+    assert journal.spent(task_id="t", account="two").day == 0.25
 
 
 def test_a_locked_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

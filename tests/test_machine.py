@@ -246,6 +246,7 @@ class Chat:
 
     id: str
     parent: Chat | None = None
+    old_id: str = ""
     messages: list[dict[str, Any]] = field(default_factory=lambda: [{"role": "system", "content": "You help."}])
     turn: Turn | None = None
     off: bool = False
@@ -265,6 +266,11 @@ class Chat:
     def account(self) -> Chat:
         """The session that pays: of a sub-agent's, its parent's."""
         return self if self.parent is None else self.parent.account
+
+    @property
+    def known_id(self) -> str:
+        """Its id as far as anybody was told: of a new one, Hermes tells with the next model call."""
+        return self.old_id if self.turn is not None and self.turn.is_moving else self.id
 
 
 @dataclass
@@ -739,8 +745,10 @@ class Machine(RuleBasedStateMachine):
 
     def is_compressed(self, chat: Chat) -> None:
         """The session goes by another id from here on."""
-        chat.id = self.name("compressed")
         assert chat.turn is not None
+        if not chat.turn.is_moving:
+            chat.old_id = chat.id
+        chat.id = self.name("compressed")
         chat.turn.moved = chat.turn.is_moving = True
         self.reached["compressed while held"] += self.holds(chat)
 
@@ -916,7 +924,7 @@ class Machine(RuleBasedStateMachine):
             self.breaks(ROW, f"the journal cannot be read at the time of a request: {error}")
             return None
         row = rows[-1] if rows else None
-        should = (call.turn.id, call.turn.task.id, call.chat.account.id, name, "started")
+        should = (call.turn.id, call.turn.task.id, call.chat.account.known_id, name, "started")
         found = row and tuple(row[key] for key in ("turn_id", "task_id", "session_id", "to_model", "state"))
         if found != should:
             self.breaks(ROW, f"{found} for {should}")

@@ -7,14 +7,16 @@ import logging
 import sqlite3
 import sys
 import time
+from contextlib import closing
 from typing import Any
 
 import pytest
 
-from hermes_fallback import host, ledger
+from hermes_fallback import host, journal, ledger
+from hermes_fallback.journal import Opening
 from hermes_fallback.policy import is_off
 from tests.endpoints import Answer, Endpoint, call, fail, in_order, say
-from tests.test_escalation import ALL_TRIGGERS, TEXT_CALL, missing, rows
+from tests.test_escalation import ALL_TRIGGERS, JOURNAL, TEXT_CALL, missing, rows
 from tests.world import ISSUE_BLOCK, MODEL, Screen, World, log_of
 
 HERMES_TIER = "model_routing: {fallback: hermes}\n"
@@ -220,6 +222,19 @@ def test_a_branch_is_a_session_of_its_own() -> None:
         assert host.compressed_from(name) == []
 
 
+def test_off_stays_though_it_could_not_be_read_what_was_before(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the user says while another program holds the journal is newer than what stands in it."""
+    monkeypatch.setattr(journal, "_BUSY_SECONDS", 0.01)
+    world.adapter.journal.set_off("another", is_off=False)  # so that there is one
+    world.local.script = missing
+    agent = world.agent()
+    with closing(sqlite3.connect(JOURNAL, isolation_level=None)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        assert "Only until Hermes ends" in world.ask("/escalate off", agent=agent)["final_response"]
+    world.ask("get stuck", agent=agent)
+    assert world.paid.requests == []
+
+
 def test_off_stays_when_hermes_cannot_say_what_a_session_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where its record is held by another program, nothing is paid until it can be read; then all is as it was."""
 
@@ -405,6 +420,51 @@ def test_hermes_own_chain_as_a_tier(world: World, caplog: pytest.LogCaptureFixtu
 
     world.local.script = in_order([say("local again")])
     assert world.ask("next", agent=agent, history=first["messages"])["final_response"] == "local again"
+
+
+def another_sessions_escalation(world: World) -> None:
+    """Have the numbers of a new file be other ones than those of the old one."""
+    world.adapter.journal.open_escalation(Opening("another", "local", "strong", "risk", "why"))
+
+
+def test_shadow_goes_on_in_a_new_journal(world: World) -> None:
+    """It is one escalation there, too, however many calls it would have taken."""
+    world.configure(
+        "model_routing:\n  fallback: {provider: openai, model: gpt-5.4}\n  fallback_policy: {enabled: shadow}\n"
+    )
+    another_sessions_escalation(world)
+
+    def local(request: dict[str, Any], index: int) -> Answer:
+        if index == 4:
+            JOURNAL.unlink()
+        return missing(request, index) if index < 7 else say("local answer")
+
+    world.local.script = local
+    agent = world.agent()
+    assert world.ask(agent=agent)["final_response"] == "local answer"
+    (entry,) = world.adapter.journal.entries(session_id=agent.session_id)
+    assert (entry.is_shadow, entry.calls) == (True, 4)
+
+
+def test_the_chain_goes_on_in_a_new_journal(world: World) -> None:
+    """Whoever moves the journal away in the midst of a task: what the chain costs from there on is in the new one."""
+
+    def paid(_request: dict[str, Any], index: int) -> Answer:
+        if index == 0:
+            return call("terminal", command="echo from the chain")
+        if index == 1:
+            JOURNAL.unlink()
+        return call("terminal", command=f"echo {index}") if index < 3 else say("by Hermes's own provider")
+
+    chain = world.endpoint(paid)
+    chain.strict = False
+    with_chain(world, chain)
+    another_sessions_escalation(world)
+    world.local.script = missing
+    agent = chained_agent(world, chain)
+    assert world.ask(agent=agent)["final_response"] == "by Hermes's own provider"
+    assert [(row["session_id"], row["state"]) for row in rows()] == [(agent.session_id, "answered")] * 2
+    assert len(world.adapter.journal.entries(session_id=agent.session_id)) == 1
 
 
 def test_hold_beyond_the_task_hands_over_again(world: World) -> None:
