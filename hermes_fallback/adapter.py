@@ -42,7 +42,7 @@ from .guard import MOST, Guard
 from .journal import Journal, JournalError
 from .ledger import Ledger, Ledgers
 from .live import Chat, cli_session_id, find_chat
-from .policy import Decision, Escalate, Stay, holding, is_off, is_refused
+from .policy import Decision, Escalate, Stay, holding, is_off, is_refused, off_since
 from .provider_errors import ExecutionError
 from .replies import LocalReply, inspect, offered
 from .settings import Settings
@@ -543,7 +543,9 @@ class Adapter:
         """
         for parent in filter(self.ledgers.known, self._above(turn.session_id)):
             said, heard = self.ledgers.of_session(parent).events(), turn.ledger.events()
-            if is_off(said) and not is_off(heard):
+            # One that began while its parent was off, for it was to escalate all the same, hears of a later off, too.
+            since, heard_since = off_since(said), off_since(heard)
+            if since is not None and (heard_since is None or heard_since < since):
                 turn.ledger.append(SwitchedOff(self.clock()))
             if is_refused(said) and not is_refused(heard):
                 turn.ledger.append(ConsentRefused(self.clock()))

@@ -1030,6 +1030,30 @@ def test_what_is_forbidden_reaches_a_sub_agent_at_work(world: World, said: type[
     assert len(world.paid.requests) == 1
 
 
+def test_a_second_off_reaches_a_sub_agent_that_was_to_escalate_despite_the_first(world: World) -> None:
+    """`/escalate off`, then `/escalate` for one task, whose sub-agent goes up with it, and then `off` again."""
+
+    def paid(request: dict[str, Any], index: int) -> Answer:
+        words = [str(message["content"]) for message in request["messages"] if message["role"] == "user"][-1]
+        if "delegate" in words:
+            return call("delegate_task", goal="the goal") if index == 0 else say("it is at work")
+        asked.append(index)
+        if len(asked) == 2:
+            world.command("off")
+        return call("terminal", command=f"echo {index}")
+
+    asked: list[int] = []
+    world.configure(block())
+    agent = delegating_agent(world)
+    world.local.script, world.paid.script = in_order([say("hello")]), paid
+    world.ask("hello", agent=agent)
+    world.command("off")
+    world.command("")
+    world.local.script = delegating
+    ask_and_wait(world, "delegate it", agent)
+    assert len(asked) == 2
+
+
 def test_nothing_goes_out_after_a_stop(world: World) -> None:
     """A provider that says 500 after the user's stop is not asked again behind the settled row."""
     world.configure(budget(per_day_usd=5))
