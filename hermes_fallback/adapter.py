@@ -42,7 +42,7 @@ from .guard import MOST, Guard
 from .journal import Journal, JournalError
 from .ledger import Ledger, Ledgers
 from .live import Chat, cli_session_id, find_chat
-from .policy import Decision, Escalate, Stay, holding, is_off, is_refused, off_since
+from .policy import Decision, Escalate, Stay, holding, is_off, is_refused
 from .provider_errors import ExecutionError
 from .replies import LocalReply, inspect, offered
 from .settings import Settings
@@ -537,18 +537,26 @@ class Adapter:
         return host.ask_person(question, key=key, platform=turn.platform)
 
     def _heed_parents(self, turn: Turn) -> None:
-        """Let what was said since a sub-agent started hold for it: off, or no money for this task.
+        """Let what was said since a sub-agent started hold for it: off, auto, or no money for this task.
 
         It was said to any of those above it: its parent waits for it, and hears of nothing meanwhile.
         """
         for parent in filter(self.ledgers.known, self._above(turn.session_id)):
-            said, heard = self.ledgers.of_session(parent).events(), turn.ledger.events()
-            # One that began while its parent was off, for it was to escalate all the same, hears of a later off, too.
-            since, heard_since = off_since(said), off_since(heard)
-            if since is not None and (heard_since is None or heard_since < since):
-                turn.ledger.append(SwitchedOff(self.clock()))
+            said, heard = self.ledgers.of_session(parent).controls(), turn.ledger.controls()
+            began = max(
+                (one.at for one in heard if isinstance(one, SwitchedOff | SwitchedAuto | TurnStarted)), default=0
+            )
+            news: list[Event] = [
+                type(one)(self.clock())
+                for one in said
+                if isinstance(one, SwitchedOff | SwitchedAuto) and one.at > began
+            ]
+            # Said while it began.
+            if is_off(said) and not is_off([*heard, *news]):
+                news.append(SwitchedOff(self.clock()))
             if is_refused(said) and not is_refused(heard):
-                turn.ledger.append(ConsentRefused(self.clock()))
+                news.append(ConsentRefused(self.clock()))
+            turn.ledger.append(*news)
 
     def _find_type(self, turn: Turn, request: Mapping[str, Any]) -> None:
         """Find the task's type at its first call; what the type says holds from there on."""

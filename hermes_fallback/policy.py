@@ -130,14 +130,8 @@ def holding(events: Sequence[Event], policy: Policy, names: Sequence[str] | None
 
 def is_off(events: Sequence[Event]) -> bool:
     """Tell whether the user switched escalation off for this session."""
-    return off_since(events) is not None
-
-
-def off_since(events: Sequence[Event]) -> float | None:
-    """Return when the user switched escalation off for this session, by the clock of the events; None if it is not."""
     switches = (event for event in reversed(events) if isinstance(event, SwitchedOff | SwitchedAuto))
-    last = next(switches, None)
-    return last.at if isinstance(last, SwitchedOff) else None
+    return isinstance(next(switches, None), SwitchedOff)
 
 
 def is_refused(events: Sequence[Event]) -> bool:

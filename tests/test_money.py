@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -1030,8 +1030,14 @@ def test_what_is_forbidden_reaches_a_sub_agent_at_work(world: World, said: type[
     assert len(world.paid.requests) == 1
 
 
-def test_a_second_off_reaches_a_sub_agent_that_was_to_escalate_despite_the_first(world: World) -> None:
-    """`/escalate off`, then `/escalate` for one task, whose sub-agent goes up with it, and then `off` again."""
+@pytest.mark.parametrize("spoken", [["off"], ["off", "auto"]], ids=["off", "off, then auto"])
+def test_a_second_off_reaches_a_sub_agent_that_was_to_escalate_despite_the_first(
+    world: World, spoken: Sequence[str]
+) -> None:
+    """`/escalate off`, then `/escalate` for one task, whose sub-agent goes up with it, and then `off` again.
+
+    It ends what holds, also where `auto` is said before the sub-agent's next call.
+    """
 
     def paid(request: dict[str, Any], index: int) -> Answer:
         words = [str(message["content"]) for message in request["messages"] if message["role"] == "user"][-1]
@@ -1039,8 +1045,9 @@ def test_a_second_off_reaches_a_sub_agent_that_was_to_escalate_despite_the_first
             return call("delegate_task", goal="the goal") if index == 0 else say("it is at work")
         asked.append(index)
         if len(asked) == 2:
-            world.command("off")
-        return call("terminal", command=f"echo {index}")
+            for word in spoken:
+                world.command(word)
+        return call("terminal", command=f"echo {index}") if len(asked) < 4 else say("done")
 
     asked: list[int] = []
     world.configure(block())
