@@ -484,6 +484,8 @@ class Machine(RuleBasedStateMachine):
         self.children: list[Chat] = []
         self.ended: list[Chat] = []
         shutil.rmtree(HOME / "hermes-fallback", ignore_errors=True)
+        for left in HOME.glob("state.db*"):
+            left.unlink()
         self.slots = [Chat(self.name("session")), Chat(self.name("session"))]
         world.paid.script = self.serve
         self.process_starts()
@@ -745,10 +747,18 @@ class Machine(RuleBasedStateMachine):
 
     def is_compressed(self, chat: Chat) -> None:
         """The session goes by another id from here on."""
+        from hermes_state import SessionDB  # noqa: PLC0415  # after HERMES_HOME is set
+
         assert chat.turn is not None
+        old_id = chat.id
         if not chat.turn.is_moving:
-            chat.old_id = chat.id
+            chat.old_id = old_id
         chat.id = self.name("compressed")
+        with closing(SessionDB()) as database:  # as Hermes does it
+            if database.get_session(old_id) is None:
+                database.create_session(old_id, "cli", model=MODEL)
+            database.end_session(old_id, "compression")
+            database.create_session(chat.id, "cli", model=MODEL, parent_session_id=old_id)
         chat.turn.moved = chat.turn.is_moving = True
         self.reached["compressed while held"] += self.holds(chat)
 
