@@ -102,6 +102,7 @@ class Adapter:
         self._last_types: dict[str, tuple[str, str]] = {}
         self._told: set[str] = set()
         self._unread: set[str] = set()
+        self._unrenamed: dict[str, list[str]] = {}
         self._stays_local: dict[str, str | None] = {}
         self._lock = threading.Lock()
 
@@ -487,6 +488,9 @@ class Adapter:
             running = host.Running(model, provider, base_url, api_mode)
             if is_elsewhere or not turn.config.policy.enabled or not self._is_ours(turn, running):
                 return local.reply()
+            if not self._is_booked(turn.account):
+                # It could spend its budget once more.
+                return local.reply()
             return self._route(turn, local, task)
         except Exception as error:
             if local is not None and error is local.error:
@@ -727,10 +731,21 @@ class Adapter:
         self._parents.update(dict.fromkeys(children, new_id))
 
     def _rename_in_journal(self, old_id: str, new_id: str) -> None:
+        # The newest first.
+        self._unrenamed[new_id] = [old_id, *self._unrenamed.pop(old_id, ()), *self._unrenamed.pop(new_id, ())]
+        self._is_booked(new_id)
+
+    def _is_booked(self, session_id: str) -> bool:
+        """Tell whether what the session spent under earlier ids counts under this one; see to it where it does not."""
+        if session_id not in self._unrenamed:
+            return True
         try:
-            self.journal.rename_session([old_id], new_id)
+            self.journal.rename_session(self._unrenamed[session_id], session_id)
         except JournalError as error:
-            self.guard.note_unjournaled("what it spent stays under its old id", new_id, error)
+            self.guard.note_unjournaled("what it spent stays under its old id for now", session_id, error)
+            return False
+        del self._unrenamed[session_id]
+        return True
 
     def _is_ours(self, turn: Turn, running: host.Running) -> bool:
         reason = running.stays_local_because(turn.config)
@@ -772,6 +787,7 @@ class Adapter:
         self._parent_turns.pop(session_id, None)
         self._last_types.pop(session_id, None)
         self._unread.discard(session_id)
+        self._unrenamed.pop(session_id, None)
         self._stays_local.pop(session_id, None)
         if self._typed_session == session_id:
             self._typed_session = None

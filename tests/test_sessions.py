@@ -199,6 +199,34 @@ def test_off_and_budget_stay_when_the_context_is_compressed_between_turns(
     assert not world.adapter.ledgers.known(first)
 
 
+def test_the_budget_goes_with_a_session_that_is_compressed_while_the_journal_is_locked(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is renamed in the journal later, and pays nothing until then."""
+    monkeypatch.setattr(journal, "_BUSY_SECONDS", 0.01)
+    world.configure(f"{ISSUE_BLOCK}    budget: {{max_escalations_per_session: 1}}\n")
+    world.local.script = missing
+    agent = world.agent(max_iterations=12)
+    world.ask(agent=agent)
+    assert len(world.paid.requests) == 1
+    before = len(world.local.requests)
+
+    def local(_request: dict[str, Any], index: int) -> Answer:
+        match index - before:
+            case 0:
+                holder.execute("BEGIN EXCLUSIVE")
+                agent.session_id = "compressed"
+            case 4:
+                holder.rollback()
+        return missing({}, index) if index - before < 8 else say("local answer")
+
+    world.local.script = local
+    with closing(sqlite3.connect(JOURNAL, isolation_level=None, check_same_thread=False)) as holder:
+        assert world.ask(agent=agent)["final_response"] == "local answer"
+    assert len(world.paid.requests) == 1
+    assert {row["session_id"] for row in rows()} == {"compressed"}
+
+
 @pytest.mark.usefixtures("world")
 def test_a_branch_is_a_session_of_its_own() -> None:
     """It has a parent, too, even one that was compressed later; but what was said and spent there stays there."""
