@@ -30,7 +30,6 @@ HAND_OVER = object()
 
 _BROKEN = "left, for its tool call was cut off, or is no JSON, twice in a row; it may need more `max_tokens` or budget"
 
-
 _LIMITS = ("max_tokens", "max_completion_tokens")
 """By what names Hermes says how long a reply may get: the new one for newer models of OpenAI's, and for Azure."""
 
@@ -154,7 +153,7 @@ def _call(
         raise
     close("answered", Usage(reply.input_tokens, reply.output_tokens, reply.cost_usd))
     was_broken = _last_was_broken(task.ledger.events())
-    is_broken = _is_broken(reply.response, request)
+    is_broken = _check_calls(reply.response, request)
     _answered(decision, task, tier, reply, reason=reason, journal_id=reserved.escalation, is_broken=is_broken)
     if is_broken and was_broken and decision.held is not None:
         # Hermes would ask for it three times more, and then end the turn (0.19 agent/conversation_loop.py). It asks for
@@ -168,11 +167,11 @@ def _last_was_broken(events: Sequence[Event]) -> bool:
     return isinstance(last, TierReplied) and last.is_broken
 
 
-def _is_broken(response: Any, request: Mapping[str, Any]) -> bool:
-    """Tell whether a reply asks for a call that cannot be made: it was cut off, or its arguments are no JSON.
+def _check_calls(response: Any, request: Mapping[str, Any]) -> bool:
+    """Tell whether a reply asks for a call that cannot be made, and have one that was cut off say so.
 
-    Where it was cut off, the reply says so from here on: some routers say `tool_calls`, and Hermes, which asks again
-    for what was cut off, ends the turn on that (0.19 agent/conversation_loop.py).
+    Some routers say `tool_calls` of it, and Hermes, which asks again for what was cut off, ends the turn on that (0.19
+    agent/conversation_loop.py).
     """
     reply = host.local_reply(response, request)
     if not reply.calls:

@@ -280,9 +280,11 @@ def _is_question(sentence: str) -> bool:
 def _of_message(text: str) -> Iterator[MessageSign]:
     if _CANNOT_SAY.search(text[:_READ_CHARS]):
         yield "cannot_say"
-    if _REPEATS.search(text[:_READ_CHARS]):
+    if len(text) > _PASTED_CHARS or any(mark in text for mark in _PASTED):
+        return
+    if _REPEATS.search(text):
         yield "wants_repeats"
-    if len(text) > _PASTED_CHARS or any(mark in text for mark in _PASTED) or _WANTS_ADVICE.search(text):
+    if _WANTS_ADVICE.search(text):
         return
     before = [text[text.rfind("\n", 0, file.start()) + 1 : file.start()] for file in _FILE.finditer(text)]
     if any(map(_READS.search, before)) and not _WANTS_TEXT.search(text):
