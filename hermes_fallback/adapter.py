@@ -437,7 +437,9 @@ class Adapter:
         """A session starts that nobody types into."""
         if isinstance(child_session_id, str) and isinstance(parent_session_id, str):
             # Now, for the child may run in the background, after its parent's turn (0.19 tools/delegate_tool.py).
-            inherited = self._inherited(self.ledger(parent_session_id))
+            parent = self.ledger(parent_session_id)
+            self._heed_parents(parent_session_id, parent)
+            inherited = self._inherited(parent)
             self.ledgers.of_session(child_session_id).append(*inherited)
             turn = self._turn_of_session(parent_session_id)
             if turn is not None:
@@ -477,7 +479,7 @@ class Adapter:
                 return host.spoken_response(turn.spoken, model="hermes-fallback")
             # The same agent makes all calls of a turn.
             turn.live = turn.live if turn.live.found else local.live
-            self._heed_parents(turn)
+            self._heed_parents(turn.session_id, turn.ledger)
             self._find_type(turn, request)
             task = self._task(turn, local)
             turn.base_url = turn.base_url or base_url
@@ -540,13 +542,13 @@ class Adapter:
         key = f"hermes-fallback:{uuid.uuid4()}"
         return host.ask_person(question, key=key, platform=turn.platform)
 
-    def _heed_parents(self, turn: Turn) -> None:
+    def _heed_parents(self, session_id: str, ledger: Ledger) -> None:
         """Let what was said since a sub-agent started hold for it: off, auto, or no money for this task.
 
         It was said to any of those above it: its parent waits for it, and hears of nothing meanwhile.
         """
-        for parent in filter(self.ledgers.known, self._above(turn.session_id)):
-            said, heard = self.ledgers.of_session(parent).controls(), turn.ledger.controls()
+        for parent in filter(self.ledgers.known, self._above(session_id)):
+            said, heard = self.ledgers.of_session(parent).controls(), ledger.controls()
             began = max(
                 (one.at for one in heard if isinstance(one, SwitchedOff | SwitchedAuto | TurnStarted)), default=0
             )
@@ -560,7 +562,7 @@ class Adapter:
                 news.append(SwitchedOff(self.clock()))
             if is_refused(said) and not is_refused(heard):
                 news.append(ConsentRefused(self.clock()))
-            turn.ledger.append(*news)
+            ledger.append(*news)
 
     def _find_type(self, turn: Turn, request: Mapping[str, Any]) -> None:
         """Find the task's type at its first call; what the type says holds from there on."""

@@ -147,7 +147,8 @@ class Ledgers:
 
 def _carried_over(events: Sequence[Event]) -> list[Event]:
     escalated: Event | None = None
-    switched: Event | None = None
+    off: Event | None = None
+    auto: Event | None = None
     request: Event | None = None
     consent: Event | None = None
     border: Event | None = None
@@ -156,10 +157,10 @@ def _carried_over(events: Sequence[Event]) -> list[Event]:
             case Escalated():
                 escalated, request = event, None
             case SwitchedOff():
-                # It ends what holds, and a later SwitchedAuto, of which alone there is a place, does not bring it back.
-                switched, escalated, request = event, None, None
+                # It ends what holds, and a later SwitchedAuto does not bring it back: for sub-agents at work neither.
+                off, escalated, request = event, None, None
             case SwitchedAuto():
-                switched = event
+                auto = event
             case EscalationRequested():
                 request = event
             case ConsentGiven():
@@ -177,7 +178,7 @@ def _carried_over(events: Sequence[Event]) -> list[Event]:
         for event in _still_telling(_since_escalated(events))
         if event is not border and border.at - event.at <= EARLIER_SECONDS
     ]
-    carried = [event for event in (escalated, switched, request, consent) if event is not None]
+    carried = [event for event in (escalated, off, auto, request, consent) if event is not None]
     return [*sorted([*recent[-MAX_EARLIER:], *carried], key=lambda event: event.at), border]
 
 

@@ -93,30 +93,66 @@ def test_off_reaches_children(world: World) -> None:
     assert world.paid.requests == []
 
 
-def test_off_reaches_the_children_of_children_at_work(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said while a sub-agent's sub-agent is at work, to which its parent, who waits for it, can pass nothing on."""
+@pytest.fixture
+def deep_world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A world in which sub-agents may have sub-agents."""
     deep = {"max_spawn_depth": 2, "orchestrator_enabled": True}
     world.configure(ISSUE_BLOCK, more=f"delegation: {json.dumps(deep)}\n")
     if (cli := sys.modules.get("cli")) is not None:
         # Hermes 0.17 takes what it read there when another test began.
         monkeypatch.setitem(cli.CLI_CONFIG, "delegation", deep)
+    return world
 
-    def script(request: dict[str, Any], index: int) -> Answer:
-        goals = [str(message["content"]) for message in request["messages"] if message["role"] == "user"]
-        if "the leaf's goal" in goals[-1]:
-            return missing(request, index) if index < 12 else say("the leaf gave up")
-        if any(message["role"] == "tool" for message in request["messages"]):
-            return say("summed up")
-        deeper = (
-            {"goal": "the leaf's goal"} if "the middle" in goals[-1] else {"goal": "the middle", "role": "orchestrator"}
-        )
-        return call("delegate_task", **deeper)
+
+def goal_of(request: dict[str, Any]) -> str:
+    """What an agent is to do."""
+    return [str(message["content"]) for message in request["messages"] if message["role"] == "user"][-1]
+
+
+def deep_script(request: dict[str, Any], index: int) -> Answer:
+    """A model that has its sub-agent give the task to another one, which gets stuck."""
+    goal = goal_of(request)
+    if "the leaf's goal" in goal:
+        return missing(request, index) if index < 12 else say("the leaf gave up")
+    if any(message["role"] == "tool" for message in request["messages"]):
+        return say("summed up")
+    deeper = {"goal": "the leaf's goal"} if "the middle" in goal else {"goal": "the middle", "role": "orchestrator"}
+    return call("delegate_task", **deeper)
+
+
+def test_off_reaches_a_child_whose_parent_has_not_heard_of_it_yet(deep_world: World) -> None:
+    """A sub-agent that goes up with its parent has one of its own begin: what the user said since is said to that one."""
+    world = deep_world
+
+    def paid(request: dict[str, Any], index: int) -> Answer:
+        if "the middle" in goal_of(request):
+            world.command("off")
+            world.command("auto")
+        return deep_script(request, index)
+
+    agent = delegating_agent(world)
+    world.local.script = in_order([say("hello")])
+    world.ask("hello", agent=agent)
+    world.command("")
+    world.local.script = lambda request, index: (
+        say("the leaf's answer") if "the leaf's goal" in goal_of(request) else deep_script(request, index)
+    )
+    world.paid.script = paid
+    ask_and_wait(world, "do it", agent)
+    goals = [goal_of(request) for request in world.paid.requests]
+    assert any("the middle" in goal for goal in goals)
+    assert not any("the leaf's goal" in goal for goal in goals)
+
+
+def test_off_reaches_the_children_of_children_at_work(deep_world: World) -> None:
+    """Said while a sub-agent's sub-agent is at work, to which its parent, who waits for it, can pass nothing on."""
+    world = deep_world
 
     def paid(_request: dict[str, Any], index: int) -> Answer:
         world.command("off")
         return call("terminal", command=f"echo {index}")
 
-    world.local.script, world.paid.script = script, paid
+    world.local.script, world.paid.script = deep_script, paid
     ask_and_wait(world, "do it", delegating_agent(world))
     assert len(world.paid.requests) == 1
 
