@@ -1062,7 +1062,8 @@ class Machine(RuleBasedStateMachine):
         chat, turn = call.chat, call.turn
         if not turn.rules.is_free or not turn.opened or turn.failed or turn.spoken or turn.forged:
             return False
-        if call.move.fault or self.is_corrupt or chat.is_unread:
+        # A sub-agent of a session that may be taken for off is, too.
+        if call.move.fault or self.is_corrupt or chat.is_unread or chat.account.is_unread:
             return False
         if call.held and chat.hold is not None and chat.hold.is_sure:
             return True
