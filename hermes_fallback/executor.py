@@ -466,9 +466,10 @@ def _drain(
 
 
 def _reply(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds: float) -> Reply:
+    litellm = lazy_litellm.load()
+    _tell_calls_apart(stream.chunks)
     try:
-        _tell_calls_apart(stream.chunks)
-        response = lazy_litellm.load().stream_chunk_builder(stream.chunks, messages=stream.messages)
+        response = litellm.stream_chunk_builder(stream.chunks, messages=stream.messages)
     except Exception as error:  # noqa: BLE001  # of any kind, for a provider may send what is none of what it should be
         logger.warning("%s: a reply of no known form [%s]", tier.name, type(error).__name__)
         raise ExecutionError(f"{tier.name}: {UNREADABLE}", transient=True) from None
@@ -534,8 +535,7 @@ def _tell_calls_apart(chunks: Sequence[Any]) -> None:
     """By the endpoint's number, where the call stands that has it now."""
     ids: dict[int, str] = {}
     count = 0
-    deltas = (choice.delta for chunk in chunks for choice in chunk.choices)
-    for piece in (piece for delta in deltas for piece in delta.tool_calls or ()):
+    for piece in (piece for chunk in chunks for choice in chunk.choices for piece in _calls_of(choice.delta)):
         number, id_ = piece.index, piece.id
         if number not in places or (id_ and id_ != ids.get(number, id_)):
             places[number], count = count, count + 1
@@ -594,12 +594,16 @@ def _written(stream: _Stream) -> str:
     return "".join(piece for chunk in stream.chunks for piece in _pieces(chunk))
 
 
+def _calls_of(delta: Any) -> Sequence[Any]:
+    # A provider may send what is no list.
+    return delta.tool_calls if isinstance(delta.tool_calls, list) else ()
+
+
 def _pieces(chunk: Any) -> Iterator[str]:
     """Yield all that the model wrote in a chunk: thoughts, text, names and arguments of tool calls."""
     for choice in chunk.choices:
         delta = choice.delta
-        calls = delta.tool_calls if isinstance(delta.tool_calls, list) else []
-        functions = [getattr(call, "function", None) for call in calls]
+        functions = [getattr(call, "function", None) for call in _calls_of(delta)]
         said = [getattr(delta, "reasoning_content", None), delta.content]
         said += [getattr(function, name, None) for function in functions for name in ("name", "arguments")]
         # A provider may send what is none.

@@ -186,8 +186,6 @@ KEYS += [
     "\n",
 ]
 
-seen: Counter[str] = Counter()
-
 
 @st.composite
 def documents(draw: st.DrawFn) -> Any:
@@ -249,23 +247,31 @@ def places(value: Any, path: str = "$.model_routing", *, above: tuple[int, ...] 
         yield from places(one, where, above=(*above, id(value)))
 
 
-@given(documents())
-@made_up(400)
-def test_no_configuration_crashes_or_is_silent(tmp_path_factory: pytest.TempPathFactory, block: Any) -> None:
+def test_no_configuration_crashes_or_is_silent(tmp_path: Path) -> None:
     """A block is a configuration that can be used, or sentences that say where something is wrong, what, and what to write."""
-    try:
-        config = parse(block)
-    except ConfigError as error:
-        faults = error.faults
-    else:
-        can_be_used(config, tmp_path_factory.getbasetemp())
-        seen["accepted"] += 1
-        return
-    assert faults
-    known = set(places(block))
-    for fault in faults:
-        is_a_sentence(fault, known)
-    seen["refused"] += 1
+    seen: Counter[str] = Counter()
+
+    @given(documents())
+    @made_up(400)
+    def each(block: Any) -> None:
+        try:
+            config = parse(block)
+        except ConfigError as error:
+            faults = error.faults
+        else:
+            can_be_used(config, tmp_path)
+            seen["accepted"] += 1
+            return
+        assert faults
+        known = set(places(block))
+        for fault in faults:
+            is_a_sentence(fault, known)
+        seen["refused"] += 1
+
+    each()
+    # There were good and bad ones.
+    assert seen["accepted"] > 20
+    assert seen["refused"] > 150
 
 
 @given(documents())
@@ -283,12 +289,6 @@ def test_a_block_without_a_fault_needs_no_jsonschema(block: Any) -> None:
         said = list(faults.faults(block))
     # Only what is no JSON is found before.
     assert told == [not said] if told else said
-
-
-def test_both_were_made_up() -> None:
-    """The documents above were good and bad ones."""
-    assert seen["accepted"] > 20
-    assert seen["refused"] > 150
 
 
 def is_a_sentence(fault: str, known: set[str]) -> None:
