@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types check bench bench-detection fit soak sweep fuzz clean test-hermes-matrix test-fleet environments
+.PHONY: demo test lint types check bench bench-detection fit soak sweep machine fuzz clean test-hermes-matrix test-fleet environments
 .PRECIOUS: .cache/hermes-%/.ready
 
 demo: $(READY)
@@ -81,6 +81,12 @@ bench: $(READY)
 # Some minutes: tests/sweep.py. It says how many lines there were.
 sweep: $(READY)
 	$(BIN)/python $(PYTEST) -rP --show-capture=stdout tests/sweep.py
+
+# A quarter of an hour: tests/test_machine.py, at random. It shrinks what it finds.
+EXAMPLES := 1500
+
+machine: $(READY)
+	MACHINE_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/test_machine.py -o timeout=0
 
 # An hour or more; `make soak TURNS=2000` is some minutes. It fails when anything was violated, and writes that, too.
 TURNS := 100000

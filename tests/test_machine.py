@@ -5,7 +5,7 @@ its journal on disk and litellm before a strict endpoint. What must hold is said
 no function of the plugin is asked for it. The witnesses are the endpoint's requests and its own bill, the journal's file
 at the moment of each request, the calls of the local model, and what comes out of the middleware.
 
-`MACHINE_EXAMPLES=2000 pytest tests/test_machine.py -o timeout=0` looks for longer, at random, and shrinks what it finds.
+`make machine` looks for longer, at random, and shrinks what it finds.
 """
 
 from __future__ import annotations
