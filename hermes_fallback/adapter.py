@@ -7,6 +7,7 @@ if nothing were there. So `guard.py` says our own faults loudly, and counts them
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import logging
 import sqlite3
@@ -545,10 +546,11 @@ class Adapter:
     def _heed_parents(self, session_id: str, ledger: Ledger) -> None:
         """Let what was said since a sub-agent started hold for it: off, auto, or no money for this task.
 
-        It was said to any of those above it: its parent waits for it, and hears of nothing meanwhile.
+        It was said to any of those above it: its parent waits for it, and hears of it with it.
         """
-        for parent in filter(self.ledgers.known, self._above(session_id)):
-            said, heard = self.ledgers.of_session(parent).controls(), ledger.controls()
+        above = [self.ledgers.of_session(one) for one in reversed(self._above(session_id)) if self.ledgers.known(one)]
+        for upper, lower in itertools.pairwise([*above, ledger]):
+            said, heard = upper.controls(), lower.controls()
             began = max(
                 (one.at for one in heard if isinstance(one, SwitchedOff | SwitchedAuto | TurnStarted)), default=0
             )
@@ -562,7 +564,7 @@ class Adapter:
                 news.append(SwitchedOff(self.clock()))
             if is_refused(said) and not is_refused(heard):
                 news.append(ConsentRefused(self.clock()))
-            ledger.append(*news)
+            lower.append(*news)
 
     def _find_type(self, turn: Turn, request: Mapping[str, Any]) -> None:
         """Find the task's type at its first call; what the type says holds from there on."""

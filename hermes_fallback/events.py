@@ -45,7 +45,7 @@ LimitName = Literal[
 """What a call can be against, by its name in the `budget`."""
 ResultSign = Literal["rejected", "empty", "polls", "changes", "reads"]
 ReplySign = Literal["cannot", "announces", "claims_done", "asks", "unaided"]
-MessageSign = Literal["cannot_say", "wants_content", "wants_change", "wants_repeats"]
+MessageSign = Literal["cannot_say", "wants_content", "wants_change", "wants_reruns", "wants_refrain"]
 Sign = ResultSign | ReplySign | MessageSign
 """What a text says, or a call does, in a word (`signs.py` reads them)."""
 

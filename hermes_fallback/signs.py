@@ -50,7 +50,7 @@ _NOW = (
     r"(?:(?!\b(?:once|after|when|if|until|you|every|tomorrow|later|next time|from now on|as (?:it|they))\b)[^.?!\n])*"
 )
 # How it will answer is nothing that it has to begin now.
-_TASK = rf"(?:{_WORK})\b(?! (?:\w+ ){{0,3}}?(?:answers?|replies|responses)\b)"
+_TASK = rf"(?!(?:write|create) (?:\w+ ){{0,3}}?(?:answers?|replies|responses)\b)(?:{_WORK})\b"
 _ANNOUNCES = Hinted(
     "let me|allow me|i'll|i’ll|i will|going to",
     r"(?:\A|[.!?:\n]\s*)(?:(?:ok(?:ay)?|sure|alright|great|now|first|next|then|so|certainly|of course)[,!.:]?\s+)*"
@@ -118,6 +118,13 @@ _READS = re.compile(
     r"|\bwhat (?:does|do) [`'\"]?\Z",
     re.IGNORECASE,
 )
+# Whatever else is wanted then, the file comes first.
+_BEGINS_WITH_READING = re.compile(
+    r"\W*(?:(?:please|can you|could you|would you|now)\W+)*"
+    r"(?:read|open|summari[sz]e|quote|cat|look (?:at|in|into|up|through))"
+    r"(?: (?:the|my|our|this|file|contents?|of|in))*\s*[`'\"]?",
+    re.IGNORECASE,
+)
 # At the beginning of a clause, where it is said to somebody: "did you rename", "my change to" are about something done.
 _CHANGES = re.compile(
     r"(?:\A|[.!,;:\n]|\b(?:please|then|and|can you|could you|would you|to|now))\s*(?:please |also |now |just )*"
@@ -125,23 +132,29 @@ _CHANGES = re.compile(
     r"(?! (?:in|to) [`'\"]?\Z)",
     re.IGNORECASE,
 )
-# So is what is to be done, or said, again and again: "it retries five times" is not.
-_REPEATS = re.compile(
-    r"(?:\A|[.!,;:\n]|\b(?:please|then|and|can you|could you|would you|now))\s*(?:please |also |now |just )*"
-    r"\b(?:(?:re-?)?run|execute|repeat|(?:re)?try|call|ping|check|test|poll|watch|send|fetch|query|request|invoke|roll"
-    r"|flip|print|write|say|output|type|list|do)\b(?:[^.?!\n]|\.(?=\S)){0,80}?"
-    r"\b(?:(?:\d+|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|fifty|a hundred|a few|several)"
-    r" (?:more )?times|every (?:\d+ |few |couple of )?(?:seconds?|minutes?|hours?)|repeatedly|in a loop"
-    r"|over and over|again and again)\b"
-    r"|\b(?:keep|go on) (?:running|checking|trying|polling|watching|calling|pinging|retrying|sending)\b",
+# What is to be done, or said, so many times; what happened so many times is told, most often as a fault.
+_CLAUSE = r"(?:\A|[.!;\n]|\b(?:please|then|and|can you|could you|would you|now))\s*(?:please |also |now |just )*"
+_NOT_TOLD = (
+    r"(?:(?!\b(?:why|how|that|which|who|was|were|is|are|has|have|had|been|gets?|got|fail\w*|crash\w*|restart\w*|died|"
+    r"until)\b)(?:[^.,;:?!\n]|\.(?=\S))){0,60}?"
+)
+_TIMES = (
+    r"\b(?:\d+|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|fifty|a hundred|several) (?:more )?times\b"
+)
+_WANTS_RERUNS = re.compile(
+    rf"{_CLAUSE}(?:(?:(?:re-?)?run|execute|repeat|call|ping|check|fetch|query|request|invoke|roll|flip)\b{_NOT_TOLD}{_TIMES}"
+    rf"|(?:ping|check|poll|watch)\b{_NOT_TOLD}\bevery (?:\d+ |few |couple of )?(?:seconds?|minutes?|hours?)\b"
+    r"|keep (?:checking|polling|watching|pinging)\b)",
     re.IGNORECASE,
 )
+_WANTS_REFRAIN = re.compile(rf"{_CLAUSE}(?:print|write|say|output|type)\b{_NOT_TOLD}{_TIMES}", re.IGNORECASE)
 _ASKS_ABOUT = re.compile(
     r"\A\W*(?:did|do|does|have|has|had|what|why|who|when|where|which|is|are|was|were|review|explain)\b", re.IGNORECASE
 )
 
 # What is looked at again after a pause, or goes on without saying anything.
 _WAITING_COMMAND = re.compile(r"(?:^|[;&|(]\s*|\bdo\s+)sleep\s+[\d.$]", re.MULTILINE)
+_LOOP = re.compile(r"(?:until|while|for)\b")
 _WAITING_TOOLS = frozenset({"browser_scroll", "browser_press", "browser_back"})
 _WAITING = ("poll", "wait", "watch", "status", "tail", "log", "logs")
 _ACTION_KEYS = ("action", "operation", "op", "mode")
@@ -197,7 +210,7 @@ def of_call(tool: str, arguments: object) -> tuple[ResultSign, ...]:
         not commands and _CHANGING_NAME.search(tool)
     ):
         return ("changes",)
-    if any("sleep" in command and _WAITING_COMMAND.search(command[:_COMMAND_CHARS]) for command in commands):
+    if any("sleep" in command and _waits(command[:_COMMAND_CHARS]) for command in commands):
         return ("polls",)
     if commands:
         return ("reads",) if all(map(_only_reads, commands)) else ()
@@ -246,6 +259,15 @@ def _only_reads(command: str) -> bool:
     return all(map(_READING_COMMAND.fullmatch, calls))
 
 
+def _waits(command: str) -> bool:
+    """Tell whether a command waits before it looks: nothing was done before it, or all of it is a loop that waits."""
+    sleep = _WAITING_COMMAND.search(command)
+    if sleep is None:
+        return False
+    before = command[: sleep.start()].strip()
+    return not before or _LOOP.match(before) is not None or _only_reads(before)
+
+
 def _commands(arguments: object) -> list[str]:
     given = [arguments.get(key) for key in _COMMAND_KEYS] if isinstance(arguments, Mapping) else []
     return [command for command in given if isinstance(command, str)]
@@ -282,12 +304,16 @@ def _of_message(text: str) -> Iterator[MessageSign]:
         yield "cannot_say"
     if len(text) > _PASTED_CHARS or any(mark in text for mark in _PASTED):
         return
-    if _REPEATS.search(text):
-        yield "wants_repeats"
-    if _WANTS_ADVICE.search(text):
+    if _WANTS_RERUNS.search(text):
+        yield "wants_reruns"
+    if _WANTS_REFRAIN.search(text):
+        yield "wants_refrain"
+    first = _FILE.search(text)
+    is_to_read = first is not None and _BEGINS_WITH_READING.fullmatch(text[: first.start()]) is not None
+    if _WANTS_ADVICE.search(text) and not is_to_read:
         return
     before = [text[text.rfind("\n", 0, file.start()) + 1 : file.start()] for file in _FILE.finditer(text)]
-    if any(map(_READS.search, before)) and not _WANTS_TEXT.search(text):
+    if is_to_read or (any(map(_READS.search, before)) and not _WANTS_TEXT.search(text)):
         yield "wants_content"
     if any(map(_CHANGES.search, before)) and not _ASKS_ABOUT.search(text):
         yield "wants_change"

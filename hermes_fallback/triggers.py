@@ -39,8 +39,8 @@ from .fingerprint import Fingerprint
 # `_invalid_tool_retries >= 3`, `_empty_content_retries < 3`, `api_max_retries` 3), whatever the user's `after` says.
 HOST_PATIENCE = 3
 
-_REPEATS: MessageSign = "wants_repeats"
-"""Where the user wants the same done or said again and again, doing it is no sign of being stuck."""
+_PATIENCE = 8
+"""So many times as often may come what waits, and what the user wants again and again, until it is a loop after all."""
 
 Evidence = tuple[Event, ...]
 
@@ -73,8 +73,6 @@ def repeated_tool_failure(observed: Sequence[Event], limits: Limits) -> Evidence
     was changed in between.
     """
     wanted = {key for event in _newest(observed) if isinstance(event, ToolFailed) for key in _failure_keys(event)}
-    if _REPEATS in limits.asked:
-        wanted = {key for key in wanted if key[0] != "command"}
     if not wanted:
         return None
     failures: defaultdict[tuple[str | Fingerprint, ...], list[Event]] = defaultdict(list)
@@ -87,15 +85,18 @@ def repeated_tool_failure(observed: Sequence[Event], limits: Limits) -> Evidence
         for key in _failure_keys(event):
             if key in wanted:
                 failures[key].append(event)
-    matched = [tuple(events) for events in failures.values() if len(events) >= limits.after]
-    return matched[0] if matched else None
+    for key, events in failures.items():
+        is_patient = key[0] == "polls" or (key[0] == "command" and "wants_reruns" in limits.asked)
+        if len(events) >= limits.after * (_PATIENCE if is_patient else 1):
+            return tuple(events)
+    return None
 
 
 def invalid_output(observed: Sequence[Event], limits: Limits) -> Evidence | None:
     """Match a reply that would end the turn; others when `after` of them came, or Hermes is about to give up."""
     if not observed or not isinstance(observed[-1], ReplyInvalid):
         return None
-    if observed[-1].fault == "repetition" and _REPEATS in limits.asked:
+    if observed[-1].fault == "repetition" and "wants_refrain" in limits.asked:
         return None
     if observed[-1].ends_turn:
         return (observed[-1],)
@@ -109,15 +110,17 @@ def invalid_output(observed: Sequence[Event], limits: Limits) -> Evidence | None
 def no_progress(observed: Sequence[Event], limits: Limits) -> Evidence | None:
     """Match calls that came back with the result they had, alone or in a cycle, `after` times and nothing new since.
 
-    Waiting for something (a process that is polled) is no lack of progress.
+    Waiting for something (a process that is polled) is no lack of progress, for some time.
     """
-    if _REPEATS in limits.asked:
-        return None
     newest = [event for event in _newest(observed) if isinstance(event, Call)]
     # Of most calls the index knows that they were not made so often.
     often = [event for event in newest if limits.calls.count(short(event)) > limits.after]
     if not any(_came_before(event, observed, times=limits.after) for event in often):
         return None
+    if newest and "polls" in newest[-1].signs:
+        same = _same_at_last(newest[-1], observed)
+        return same[-limits.after - 1 :] if len(same) > limits.after * _PATIENCE else None
+    after = limits.after * (_PATIENCE if "wants_reruns" in limits.asked else 1)
     seen: dict[tuple[Fingerprint, Fingerprint], list[Event]] = {}
     last_result: dict[Fingerprint, Fingerprint] = {}
     repeats: defaultdict[tuple[Fingerprint, Fingerprint], int] = defaultdict(int)
@@ -135,9 +138,20 @@ def no_progress(observed: Sequence[Event], limits: Limits) -> Evidence | None:
             continue
         seen[key].append(event)
         repeats[key] += 1
-        if repeats[key] >= limits.after:
+        if repeats[key] >= after:
             matched = tuple(seen[key][-limits.after - 1 :])
     return matched
+
+
+def _same_at_last(latest: Call, observed: Sequence[Event]) -> Evidence:
+    """Return the calls like the latest that gave what it gave, up to the last one that gave something else."""
+    same: list[Event] = []
+    for event in reversed(observed):
+        if isinstance(event, Call) and event.call == latest.call:
+            if event.result not in (latest.result, UNCHANGED):
+                break
+            same.append(event)
+    return tuple(reversed(same))
 
 
 def _came_before(latest: Call, observed: Sequence[Event], *, times: int) -> bool:
@@ -179,7 +193,7 @@ def _may_have_changed(call: Call) -> bool:
 
 def risk(observed: Sequence[Event], limits: Limits) -> Evidence | None:
     """Match when the signs of trouble in this task and those before it add up to more than `sensitivity` allows."""
-    if not may_add_up(observed) or _REPEATS in limits.asked:
+    if not may_add_up(observed) or "wants_reruns" in limits.asked:
         return None
     events = [*limits.earlier, *observed]
     if model.probability(events) < model.model().thresholds[limits.sensitivity]:
@@ -284,7 +298,7 @@ def _failures_and_changes(observed: Sequence[Event], *, changes: bool) -> list[C
 
 def _failure_keys(failure: ToolFailed) -> tuple[tuple[str | Fingerprint, ...], ...]:
     if "polls" in failure.signs:
-        return ()
+        return (("polls", failure.call, failure.result),)
     # A command that fails in a new way each time is being worked on; any other call fails for what it asks.
     if failure.command:
         return (("command", failure.call, failure.result),)

@@ -123,7 +123,7 @@ SILENT: Final = "silent_failure"
 RISK: Final = "risk"
 
 READ, WRITE, DONE = asked_for("wants_content"), asked_for("wants_change"), said("claims_done")
-AGAIN = asked_for("wants_repeats")
+AGAIN, REFRAIN = asked_for("wants_reruns"), asked_for("wants_refrain")
 REPETITION = ReplyInvalid(0.0, "repetition", ends_turn=True)
 
 CASES = [
@@ -149,7 +149,10 @@ CASES = [
     case("same result as often as the user wants it", AGAIN, *[ok("t")] * 9, policy=Policy()),
     case("signs of trouble as often as the user wants them", AGAIN, *[command("t")] * 9, policy=Policy()),
     case("the same words", REPETITION, expected=Escalate(0, INVALID, (REPETITION,))),
-    case("the same words as often as the user wants them", AGAIN, REPETITION),
+    case("the same words as often as the user wants them", REFRAIN, REPETITION),
+    case("the same words, though another thing is wanted again", AGAIN, REPETITION, expected=Escalate(0, INVALID, (REPETITION,))),
+    case("command that fails more often than anybody wants", AGAIN, *[command("t")] * 24, expected=Escalate(0, F, (command("t"),) * 24)),
+    case("same result more often than anybody wants", AGAIN, *[ok("t")] * 25, expected=Escalate(0, PROGRESS, (ok("t"),) * 4)),
     case("command fails another way each time", *(command("t", str(n)) for n in range(5))),
     case("edit between two tests", command("t"), ok("w", "1", "changes", tool="patch"),
          command("t"), ok("v", "2", "changes", tool="patch"), command("t")),
@@ -174,7 +177,9 @@ CASES = [
     case("patience with good ones between", *(invalid(), ACCEPTED) * 3, policy=replace(RULES, max_local_attempts=9)),
     case("same result again three times", *[ok("a")] * 4, expected=Escalate(0, PROGRESS, (ok("a"),) * 4)),
     case("same result again twice", *[ok("a")] * 3),
-    case("poll that has to wait", *[ok("a", "running", "polls")] * 9),
+    case("poll that has to wait", *[ok("a", "running", "polls")] * 24),
+    case("poll of what never ends", *[ok("a", "running", "polls")] * 25, expected=Escalate(0, PROGRESS, (ok("a", "running", "polls"),) * 4)),
+    case("poll that sees something else at times", *[*[ok("a", "running", "polls")] * 20, ok("a", "half", "polls")] * 3),
     case("new result each time", *(ok("a", str(n)) for n in range(9))),
     case("something new between", ok("a"), ok("b"), ok("a"), ok("c"), ok("a"), ok("d"), ok("a")),
     case("cycle of two", *(ok("a"), ok("b")) * 3, ok("a"), expected=Escalate(0, PROGRESS, (ok("a"),) * 4)),

@@ -120,6 +120,26 @@ def deep_script(request: dict[str, Any], index: int) -> Answer:
     return call("delegate_task", **deeper)
 
 
+def test_auto_reaches_the_children_of_children_at_work(deep_world: World) -> None:
+    """Their parents began when it was off, and wait."""
+    world = deep_world
+    told: list[str] = []
+
+    def local(request: dict[str, Any], index: int) -> Answer:
+        if "the leaf's goal" in goal_of(request) and not told:
+            told.append(world.command("auto"))
+        return deep_script(request, index)
+
+    agent = delegating_agent(world)
+    world.local.script = in_order([say("hello")])
+    world.ask("hello", agent=agent)
+    world.command("off")
+    world.local.script = local
+    ask_and_wait(world, "do it", agent)
+    assert told
+    assert [row["trigger"] for row in rows()][:1] == ["repeated_tool_failure"]
+
+
 def test_off_reaches_a_child_whose_parent_has_not_heard_of_it_yet(deep_world: World) -> None:
     """A sub-agent that goes up with its parent has one of its own begin: what the user said since is said to that one."""
     world = deep_world
