@@ -45,6 +45,7 @@ from .ledger import Ledger, Ledgers
 from .live import Chat, cli_session_id, find_chat
 from .policy import Decision, Escalate, Stay, holding, is_off, is_refused
 from .provider_errors import ExecutionError
+from .redact import Filled
 from .replies import LocalReply, inspect, offered
 from .settings import Settings
 from .task import SIGN, Consent, Task
@@ -93,6 +94,7 @@ class Adapter:
         self.settings = Settings(read_config)
         self.ledgers = Ledgers()
         self.guard = Guard()
+        self.filled = Filled()
         self.clock = clock
         self._home = home
         self._manager = manager
@@ -529,6 +531,7 @@ class Adapter:
             call_local_endpoint=local.send,
             ask=functools.partial(self._ask_person, turn),
             guard=self.guard,
+            filled=self.filled,
         )
 
     def _ask_person(self, turn: Turn, question: str) -> Consent:

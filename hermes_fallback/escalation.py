@@ -278,7 +278,7 @@ def _prepare(tier: Tier, task: Task, request: Mapping[str, Any], reason: str) ->
         worst = prices.worst_case(tier, request) if tier.price else None
         return _Prepared(worst, lambda most: _call_primary(replace(tier, max_tokens=most), task, request))
     abilities = executor.abilities(tier)
-    masks = Masks(task.ledger.filled)
+    masks = Masks(task.filled)
     prepared = handoff.build(
         request,
         note=handoff.note(reason, task.config.handoff),

@@ -51,6 +51,8 @@ _TOOL_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 
 
 _NO_IMAGE = "[an image was left out: this model cannot see images]"
+_NOT_SHOWN = "[an image was left out: a newer one is shown below, or none is shown to this model]"
+_MOST_SHOWN = 3
 _DEFAULT = Handoff()
 _MOST_LEVELS = 100
 # Exchanges are left out four at a time, so that the request for the next call mostly begins as the one before did.
@@ -73,13 +75,16 @@ def build(
 
     `request` is OpenAI-shaped (DESIGN.md, fact 4); everything in it but messages and tools was chosen for the local
     model and is left out. With `local_model` and `tier`, a system prompt that names the one names the other instead;
-    with `vision=False` images are left out; with both of the last two, so are old messages that the window has no room
-    for (`count_tokens` gets the finished messages; the tools are the caller's to count). `masks` gets to know what
-    stands for which secret.
+    with `vision=False` images are left out, with None (unknown) those that tools showed; with both of the last two, so
+    are old messages that the window has no room for (`count_tokens` gets the finished messages; the tools are the
+    caller's to count). `masks` gets to know what stands for which secret.
     """
     messages = list(_paired(_plain(message) for message in request.get("messages") or ()))
     if vision is False:
         messages = [_without_images(message) for message in messages]
+    else:
+        # What tools show is no reason to be refused by a model of which it is not known that it can see.
+        messages = _with_newest_shown(messages, most=_MOST_SHOWN if vision else 0)
     if local_model and tier:
         messages = _naming(messages, local_model, tier)
     # Before trimming, whose lines quote: half a secret is not known as one.
@@ -294,6 +299,33 @@ def _joined(first: Any, second: Any) -> Any:
 
 def _as_parts(content: Any) -> list[Message]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _with_newest_shown(messages: Sequence[Message], *, most: int) -> list[Message]:
+    """Leave out images that tools showed, but for the newest; of one that was shown again, all but the last.
+
+    A screen is looked at anew after each step, and an image costs as much as a thousand words.
+    """
+    shown = [json.dumps(image, sort_keys=True) for message in messages for image in message.get("images", ())]
+    last = {image: at for at, image in enumerate(shown)}
+    newest = sorted(last.values())
+    surplus = max(0, len(newest) - most)
+    # A few at a time, so that the request for the next call mostly begins as the one before did.
+    kept = set(newest[surplus // _STEP * _STEP if most else surplus :])
+    done: list[Message] = []
+    count = 0
+    for message in messages:
+        images = [image for at, image in enumerate(message.get("images", ()), count) if at in kept]
+        count += len(message.get("images", ()))
+        done.append(message if len(images) == len(message.get("images", ())) else _with_images(message, images))
+    return done
+
+
+def _with_images(message: Message, images: list[Message]) -> Message:
+    left_out = len(message["images"]) - len(images)
+    text = "\n".join([message["content"], *[_NOT_SHOWN] * left_out])
+    rest = {key: value for key, value in message.items() if key != "images"} | {"content": text}
+    return {**rest, "images": images} if images else rest
 
 
 def _without_images(message: Message) -> Message:

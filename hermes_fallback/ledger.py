@@ -30,7 +30,6 @@ from .events import (
     index_of,
     short,
 )
-from .redact import Filled
 
 MAX_EVENTS = 128
 """How many events of one task the triggers see, and up to SPARE more: a loop of 15 calls, with their replies, shows
@@ -54,8 +53,6 @@ class Ledger:
         self._events: list[Event] = []
         self._index = index_of(())
         self._most = MAX_EVENTS + SPARE
-        self.filled = Filled()
-        """Where the stronger model's calls had secrets put back."""
 
     def append(self, *events: Event) -> None:
         """Add events; at the border of two turns, the task before it is let go."""

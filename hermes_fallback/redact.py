@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -77,8 +78,8 @@ _PRIVATE_KEY = re.compile(
     r"|(?:\\[nr]|[A-Za-z0-9+/=\s])*[A-Za-z0-9+/=]{16}(?:\\[nr]|[A-Za-z0-9+/=\s])*)"
 )
 
-# As in a result of `read_file` (0.19 tools/file_operations.py).
-_LINE_NUMBER = re.compile(r" *\d+\|")
+# As in a result of `read_file` (0.19 tools/file_operations.py), `cat -n` or `grep -n`; or in a diff.
+_LINE_MARKS = (re.compile(r"\s*\d+(?:\||\t|:|-|→)"), re.compile(r"[+-]"))
 
 # A value goes no further than its quotes; in JSON, no further than a backslash.
 _VALUE = r"""[^\s"'`\\,;<>]"""
@@ -153,33 +154,52 @@ _LINE_HEAD = r"[\s>|\d\-{\"':a-z]*|//\S+:"
 _LINE_CHARS = 200
 # Short ones stand in a text by chance.
 _KNOWN_CHARS = 8
+# A model has used it as a secret.
+_FILLED_CHARS = 5
 
 
 _MASK = re.compile(r"\[redacted:[0-9a-f]{8,}\]")
-# Calls of a session; of more, those that were made last are known.
-_MOST_FILLED = 200
+# Of more calls or secrets, those that came last are known.
+_MOST_FILLED = 500
 
 
 class Filled:
-    """Which calls of a session had secrets put back, by a hash, and the masks that stood there; no secret.
+    """The secrets that calls of stronger models were given in this process, and in which calls; it shows none of them.
 
-    A secret may stand there where nothing tells that it is one, and must not go out when the history does.
+    From then on they may stand in a conversation where nothing tells that they are secrets, and where what told it is
+    not any more: in a call, in the words for a sub-agent. They must not go out when the history does. Safe to use from
+    several threads.
     """
 
-    __slots__ = ("_masks",)
+    __slots__ = ("_lock", "_masks", "_secrets")
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._masks: dict[Fingerprint, tuple[str, ...]] = {}
+        self._secrets: dict[str, str] = {}
 
-    def add(self, arguments: Any, masks: Iterable[str]) -> None:
-        """Remember the masks that stood in a call's arguments, which are as they are now."""
-        self._masks[call_fingerprint("", arguments)] = tuple(masks)
-        if len(self._masks) > _MOST_FILLED:
-            self._masks.pop(next(iter(self._masks)), None)
+    def add(self, arguments: Any, secrets: Mapping[str, str]) -> None:
+        """Remember what masks stood for (mask → secret) in a call's arguments, which are as they are now."""
+        with self._lock:
+            self._masks[call_fingerprint("", arguments)] = tuple(secrets)
+            self._secrets.update(secrets)
+            while len(self._masks) > _MOST_FILLED:
+                del self._masks[next(iter(self._masks))]
+            while len(self._secrets) > _MOST_FILLED:
+                del self._secrets[next(iter(self._secrets))]
 
-    def masks_of(self, arguments: Any) -> tuple[str, ...]:
-        """Return the masks that stood in a call's arguments."""
-        return self._masks.get(call_fingerprint("", arguments), ()) if self._masks else ()
+    def secrets_in(self, arguments: Any) -> list[str]:
+        """Return the secrets that were put into a call with these arguments."""
+        if not self._masks:
+            return []
+        with self._lock:
+            masks = self._masks.get(call_fingerprint("", arguments), ())
+            return [self._secrets[mask] for mask in masks if mask in self._secrets]
+
+    def telling(self) -> list[str]:
+        """Return those of the secrets that stand in no text by chance."""
+        with self._lock:
+            return [secret for secret in self._secrets.values() if _is_telling(secret, _FILLED_CHARS)]
 
 
 class Masks:
@@ -197,9 +217,9 @@ class Masks:
             digits += 1
         return mask
 
-    def again(self, text: str, masks: Iterable[str]) -> str:
-        """Return a text with what these masks stand for masked, wherever it stands."""
-        known = {self._secrets[mask]: mask for mask in masks if mask in self._secrets}
+    def again(self, text: str, secrets: Iterable[str]) -> str:
+        """Return a text with these secrets masked, wherever they stand."""
+        known = {secret: self.of(secret) for secret in secrets}
         # Not within a mask, whose digits may be a short secret; and no secret within a longer one.
         pieces = [_MASK.pattern, *map(re.escape, sorted(known, key=len, reverse=True))]
         return re.sub("|".join(pieces), lambda match: known.get(match[0], match[0]), text)
@@ -213,24 +233,24 @@ class Masks:
         if not masks:
             return arguments
         try:
-            filled = _each_text(json.loads(arguments), lambda text: _MASK.sub(self._secret, text))
+            filled = _each_text(json.loads(arguments), lambda text: _MASK.sub(self._secret, text), keys=True)
         except (ValueError, RecursionError):
             return arguments
-        self.filled.add(filled, masks)
+        self.filled.add(filled, {mask: self._secrets[mask] for mask in masks})
         return json.dumps(filled, ensure_ascii=False)
 
     def _secret(self, match: re.Match[str]) -> str:
         return self._secrets.get(match[0], match[0])
 
 
-def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+def _each_text(value: Any, change: Callable[[str], str], *, keys: bool = False) -> Any:
     match value:
         case str():
             return change(value)
         case list():
-            return [_each_text(item, change) for item in value]
+            return [_each_text(item, change, keys=keys) for item in value]
         case dict():
-            return {key: _each_text(item, change) for key, item in value.items()}
+            return {change(key) if keys else key: _each_text(item, change, keys=keys) for key, item in value.items()}
         case _:
             return value
 
@@ -249,7 +269,7 @@ class _Redaction:
 
     def __init__(self, masks: Masks) -> None:
         self._masks = masks
-        self._known: dict[str, re.Pattern[str]] = {}
+        self._known = {secret: _by_itself(secret) for secret in masks.filled.telling()}
 
     def message(self, message: Message) -> Message:
         content = message["content"]
@@ -290,8 +310,8 @@ class _Redaction:
         function = call["function"]
         arguments = json.loads(function["arguments"])
         redacted = self._value(arguments, "")
-        if masks := self._masks.filled.masks_of(arguments):
-            redacted = _each_text(redacted, lambda text: self._masks.again(text, masks))
+        if secrets := self._masks.filled.secrets_in(arguments):
+            redacted = _each_text(redacted, lambda text: self._masks.again(text, secrets))
         if redacted == arguments:
             return dict(call)
         return {**call, "function": {**function, "arguments": json.dumps(redacted, ensure_ascii=False)}}
@@ -319,8 +339,16 @@ class _Redaction:
         return match[0][:start] + self._masks.of(match["secret"]) + match[0][end:]
 
     def _remember(self, secret: str) -> None:
-        if len(secret) >= _KNOWN_CHARS and re.search(r"\d", secret) and re.search(r"[A-Za-z]", secret):
-            self._known[secret] = re.compile(f"{_START}{re.escape(secret)}{_END}")
+        if _is_telling(secret, _KNOWN_CHARS):
+            self._known[secret] = _by_itself(secret)
+
+
+def _by_itself(secret: str) -> re.Pattern[str]:
+    return re.compile(f"{_START}{re.escape(secret)}{_END}")
+
+
+def _is_telling(secret: str, least: int) -> bool:
+    return len(secret) >= least and re.search(r"\d", secret) is not None and re.search(r"[A-Za-z]", secret) is not None
 
 
 def _is_json(text: str) -> bool:
@@ -333,13 +361,14 @@ def _is_json(text: str) -> bool:
 
 
 def _as_in_its_file(key: str, *, in_json: bool) -> str:
-    """Return a private key without the escapes of a result, and the numbers that `read_file` gives to lines."""
+    """Return a private key without the escapes of a result, and the numbers or signs that tools put before lines."""
     if in_json:
         with suppress(ValueError):  # it goes over the end of its string
             key = json.loads(f'"{key}"')
     head, *lines = key.split("\n")
-    if all(_LINE_NUMBER.match(line) for line in lines):
-        lines = [_LINE_NUMBER.sub("", line) for line in lines]
+    for mark in _LINE_MARKS:
+        if all(mark.match(line) for line in lines):
+            lines = [mark.sub("", line, count=1) for line in lines]
     return "\n".join((head, *lines))
 
 

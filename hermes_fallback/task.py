@@ -13,6 +13,7 @@ from .journal import Journal, JournalError, Opening
 from .ledger import Ledger
 from .live import LiveAgent
 from .policy import Decision, Escalate, decide
+from .redact import Filled
 
 SIGN = "⚡"
 """Begins every line that the user sees of us."""
@@ -51,6 +52,7 @@ class Task:
     call_local_endpoint: Callable[[Mapping[str, Any]], Any]
     ask: Callable[[str], Consent]
     guard: Guard
+    filled: Filled
 
     def decide(self, *, now: float | None = None) -> Decision:
         """Return who answers next, by what is known; `now` is monotonic seconds, where it is not the clock's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -109,7 +110,7 @@ def test_images_that_tools_showed_stand_behind_the_results() -> None:
             {"role": "tool", "tool_call_id": "2", "content": "a b"},
         ]
     messages.append({"role": "user", "content": "and now?"})
-    built = handoff.build({"messages": messages}, note="NOTE")["messages"]
+    built = handoff.build({"messages": messages}, note="NOTE", vision=True)["messages"]
     assert [message["role"] for message in built] == ["system", "user", *["assistant", "tool", "tool", "user"] * 2]
     said = {"type": "text", "text": "[shown by shot]"}
     assert built[5]["content"] == [said, picture("A0")]
@@ -119,6 +120,41 @@ def test_images_that_tools_showed_stand_behind_the_results() -> None:
     # To a blind one, the second time is a loop.
     assert [message["role"] for message in blind] == ["system", "user", "assistant", "tool", "tool", "user"]
     assert blind[3]["content"].endswith("\n[an image was left out: this model cannot see images]")
+
+
+def shots(*pictures: str) -> list[dict[str, Any]]:
+    """A conversation in which a tool shows these pictures, one after the other."""
+    messages: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": "look"}, picture("own")]}]
+    for at, data in enumerate(pictures):
+        shown = [{"type": "text", "text": f"screenshot {at}"}, picture(data)]
+        messages += [
+            {"role": "assistant", "content": f"step {at}", "tool_calls": [tool_call("1", "shot")]},
+            {"role": "tool", "tool_call_id": "1", "content": shown},
+        ]
+    return messages
+
+
+def pictures_in(messages: Sequence[dict[str, Any]]) -> list[str]:
+    """The pictures that are handed over."""
+    parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
+    return [part["image_url"]["url"].rpartition(",")[2] for part in parts if part["type"] == "image_url"]
+
+
+def test_the_newest_images_of_tools_are_handed_over() -> None:
+    """One that was shown again, once; of many, the newest three to six; to a model that may be blind, none of tools."""
+
+    def handed_over(*pictures: str, vision: bool | None = True) -> list[str]:
+        built = handoff.build({"messages": shots(*pictures)}, note="NOTE", vision=vision)["messages"]
+        assert strict_fault({"model": "m", "messages": built}, None, None) is None
+        own, *shown = pictures_in(built)
+        assert own == "own"
+        return shown
+
+    assert handed_over("A", "B", "A", "A") == ["B", "A"]
+    assert handed_over(*"ABCDEF") == list("ABCDEF")
+    assert handed_over(*"ABCDEFG") == list("EFG")
+    assert handed_over(*"ABCDEFGHIJ") == list("EFGHIJ")
+    assert handed_over("A", "B", vision=None) == []
 
 
 def test_an_image_whose_call_is_gone_is_shown() -> None:

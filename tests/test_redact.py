@@ -218,6 +218,46 @@ def test_what_was_put_back_goes_masked_into_the_next_request(secret: str) -> Non
     assert arguments["command"].endswith(mask)
 
 
+@pytest.mark.parametrize("secret", ["hunter2", "s3cret-and-long"])
+def test_what_was_put_back_stays_masked_where_its_source_is_gone(secret: str) -> None:
+    """In a call that Hermes has shortened since, in what a sub-agent is told, in a session that was resumed."""
+    filled = Filled()
+    masks = Masks(filled)
+    masks.put_back(json.dumps({"command": f"login -p {masks.of(secret)} && a long command follows"}))
+    shortened = call(json.dumps({"command": f"login -p {secret} && a…"}))
+    messages = [said(f"Log in with {secret}."), {"role": "assistant", "content": None, "tool_calls": [shortened]}]
+    sent = redact(messages, Masks(filled))
+    assert secret not in json.dumps(sent)
+    assert json.loads(sent[1]["tool_calls"][0]["function"]["arguments"])["command"].endswith("&& a…")
+    assert secret in json.dumps(redact(messages))
+
+
+def test_what_stands_in_texts_by_chance_is_masked_in_its_call_alone() -> None:
+    """A value of a .env file may be any word."""
+    filled = Filled()
+    masks = Masks(filled)
+    masks.put_back(json.dumps({"content": f"MODE={masks.of('fast')}"}))
+    (sent,) = redact([said("as fast as you can")], Masks(filled))
+    assert sent["content"] == "as fast as you can"
+
+
+@pytest.mark.parametrize("mark", ["{n:6}\t", "{n}:", "{n}-", "{n:5}→", "{n:4}|", "+", "-"])
+def test_a_key_is_put_back_as_in_its_file(mark: str) -> None:
+    """Whatever a tool has put before its lines."""
+    head, *lines = PEM.splitlines()
+    shown = "\n".join([head, *[mark.format(n=n) + line for n, line in enumerate(lines, 2)]])
+    masks = Masks()
+    redact([said(shown)], masks)
+    assert masks.put_back(json.dumps([masks.of(PEM)])) == json.dumps([PEM])
+
+
+def test_a_mask_as_a_key_of_an_object() -> None:
+    """What a model may do, too."""
+    masks = Masks()
+    mask = masks.of("s3cret")
+    assert json.loads(masks.put_back(json.dumps({"headers": {mask: 1}}))) == {"headers": {"s3cret": 1}}
+
+
 def test_named_secret_is_masked_where_it_stands_alone() -> None:
     """What a name gave away is masked behind it too, and what was sent before is sent the same again."""
     messages = [said("try hunter2aa"), said("DB_PASSWORD=hunter2aa"), said("connecting with hunter2aa as app")]
