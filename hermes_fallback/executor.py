@@ -466,13 +466,8 @@ def _drain(
 
 
 def _reply(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds: float) -> Reply:
-    litellm = lazy_litellm.load()
     _tell_calls_apart(stream.chunks)
-    try:
-        response = litellm.stream_chunk_builder(stream.chunks, messages=stream.messages)
-    except Exception as error:  # noqa: BLE001  # of any kind, for a provider may send what is none of what it should be
-        logger.warning("%s: a reply of no known form [%s]", tier.name, type(error).__name__)
-        raise ExecutionError(f"{tier.name}: {UNREADABLE}", transient=True) from None
+    response = _put_together(stream, tier)
     if response is None or not response.choices:
         raise ExecutionError(f"{tier.name}: the reply was empty", transient=True)
     message = response.choices[0].message
@@ -498,6 +493,15 @@ def _reply(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds:
         output_tokens=told_tokens(usage, "completion_tokens"),
         cost_usd=prices.cost_of_reply(tier, response),
     )
+
+
+def _put_together(stream: _Stream, tier: Tier) -> Any:
+    litellm = lazy_litellm.load()
+    try:
+        return litellm.stream_chunk_builder(stream.chunks, messages=stream.messages)
+    except Exception as error:  # noqa: BLE001  # of any kind, for a provider may send what is none of what it should be
+        logger.warning("%s: a reply of no known form [%s]", tier.name, type(error).__name__)
+        raise ExecutionError(f"{tier.name}: {UNREADABLE}", transient=True) from None
 
 
 def _set_right(usage: Any, stream: _Stream, tier: Tier, tools: Sequence[Any] | None) -> None:

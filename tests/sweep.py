@@ -42,7 +42,7 @@ _OUT_OF_REACH = frozenset(
 # What litellm cannot tell, it says by any exception, and so do a tool's broken schema and a stream that is closed: these
 # take a fault for that.
 _TAKE_ANYTHING = frozenset({"lazy_litellm.py", "prices.py", "replies.py"})
-_TAKE_ANYTHING_THERE = frozenset({"abilities", "_call"})
+_TAKE_ANYTHING_THERE = frozenset({"abilities", "_call", "_put_together"})
 
 
 @contextmanager
