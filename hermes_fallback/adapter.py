@@ -804,7 +804,8 @@ class Adapter:
 
 
 def _ask_host(held: Escalated, task: Task, local: LocalCall, *, model: str, provider: str) -> Any:
-    response = host_answered(held, task, local.reply, model=model, provider=provider)
+    request = host.readable(local.request)
+    response = host_answered(held, task, local.reply, request, model=model, provider=provider)
     return _words_of(response) if isinstance(response, Stopped) else response
 
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from .events import LimitName, TriggerName
 from .faults import faults as faults_of
 from .faults import short
+from .redact import is_secret
 
 DEFAULT_TRIGGERS: tuple[TriggerName, ...] = tuple(name for name in get_args(TriggerName) if name != "task_type")
 """All that watch the model; `task_type` fires by `start_on` alone."""
@@ -312,12 +313,31 @@ def _contradictions_of_tier(path: str, tier: dict[str, Any]) -> Iterator[str]:
     if tier["provider"] == HERMES:
         yield f"{path}.provider: hermes is not a provider; write `fallback: hermes` for Hermes's own fallback_providers"
     yield from _fault_of_url(path, tier)
+    for place, value in _texts_of(tier, path):
+        if is_secret(value):
+            yield f"{place}: is a key, and has no place here; put it into Hermes's .env, and its name into api_key_env"
     most, thoughts = tier.get("max_tokens"), _thinking_tokens(tier.get("extra", {}))
     # Claude refuses it, unless its thoughts may go on between calls of tools (platform.claude.com, extended-thinking).
     if thoughts and most is not None and most <= thoughts and "interleaved" not in str(tier["extra"]):
         yield f"{path}.max_tokens: {most} leaves no answer after {thoughts} tokens of thinking; write a larger number"
     for key in sorted(tier.get("extra", {}).keys() & _OURS.keys()):
         yield f"{path}.extra.{key}: is the plugin's to say; {_OURS[key]}"
+
+
+def _texts_of(value: object, path: str) -> Iterator[tuple[str, str]]:
+    """Yield all texts in a tier, with where they stand and what they are called."""
+    match value:
+        case str():
+            # As it would stand in a header or an address.
+            yield path, f"{path.rpartition('.')[2]}: {value}"
+        case dict():
+            for key, item in value.items():
+                yield from _texts_of(item, f"{path}.{key}")
+        case list():
+            for number, item in enumerate(value):
+                yield from _texts_of(item, f"{path}[{number}]")
+        case _:
+            pass
 
 
 def _thinking_tokens(extra: Mapping[str, object]) -> int:

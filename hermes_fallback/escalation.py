@@ -77,6 +77,10 @@ def escalate(decision: Decision, task: Task, request: Mapping[str, Any]) -> Any 
     return None
 
 
+def _matches(pattern: str) -> str:
+    return f"the conversation matches `never_send` ({pattern})"
+
+
 def _stopped(task: Task, refusal: NotPermitted | str) -> Stopped:
     is_wanted = task.config.policy.budget.on_exceeded == "stop"
     why = "`on_exceeded: stop`" if is_wanted else "Hermes cannot go back to the local model in it"
@@ -87,8 +91,7 @@ def _ask(decision: Escalate, task: Task, request: Mapping[str, Any]) -> Any | No
     tier = task.config.ladder[decision.tier]
     kept_back = never_send_match(request.get("messages") or (), task.config.handoff.never_send)
     if kept_back is not None:
-        message = f"{tier.name}: not asked, for the conversation matches `never_send` ({kept_back})"
-        _failed(task, decision, message, transient=False)
+        _failed(task, decision, f"{tier.name}: not asked, for {_matches(kept_back)}", transient=False)
         return None
     reason = explain.reason(decision.trigger, decision.evidence)
     try:
@@ -184,10 +187,13 @@ def _check_calls(response: Any, request: Mapping[str, Any]) -> bool:
     return True
 
 
-def host_answered(held: Escalated, task: Task, ask: Callable[[], Any], *, model: str, provider: str) -> Any:
-    """Return what Hermes's own fallback provider answers, and keep the journal as for any other tier.
+def host_answered(
+    held: Escalated, task: Task, ask: Callable[[], Any], request: Mapping[str, Any], *, model: str, provider: str
+) -> Any:
+    """Return what Hermes's own fallback provider answers to a request, and keep the journal as for any other tier.
 
-    It is Stopped where a limit in dollars is used up: Hermes has switched already, and cannot go back in the turn.
+    It is Stopped where a limit in dollars is used up, the journal cannot be written, or `never_send` has something
+    against it: Hermes has switched already, and cannot go back in the turn.
 
     Raises:
         Exception: what `ask` raises; Hermes goes to its next provider then.
@@ -195,6 +201,10 @@ def host_answered(held: Escalated, task: Task, ask: Callable[[], Any], *, model:
     # Its row may have been begun anew since Hermes went over.
     held = next((event for event in reversed(task.ledger.events()) if isinstance(event, Escalated)), held)
     tier = task.config.ladder[held.tier]
+    kept_back = never_send_match(request.get("messages") or (), task.config.handoff.never_send)
+    if kept_back is not None:
+        logger.warning("session=%s: the task stops, for %s", task.session_id, _matches(kept_back))
+        return _stopped(task, _matches(kept_back))
     try:
         spending.permit_host_call(task, tier)
         call, row = task.journal.start_call(
@@ -213,9 +223,8 @@ def host_answered(held: Escalated, task: Task, ask: Callable[[], Any], *, model:
         )
         return _stopped(task, refusal)
     except JournalError as error:
-        # Hermes has switched already; the answer cannot be prevented here, only the missing row be said.
-        task.unjournaled("a call of Hermes's fallback provider could not be written", error)
-        return ask()
+        task.unjournaled("a call of Hermes's fallback provider could not be written, and the task stops", error)
+        return _stopped(task, f"the journal cannot be written: {error}")
     started = task.clock()
     failure: BaseException | None = None
     try:

@@ -125,13 +125,13 @@ _IN_PLACE = tuple(
     )
 )
 
-_PASSWORD = r"(?:password|passwd|passphrase|passwort|pwd)"  # noqa: S105  # a pattern
+_PASSWORD = r"(?:password|passwd|passphrase|passwort|pwd|(?<=[_-])pass)"  # noqa: S105  # a pattern
 _KEY = (
     r"(?:secret|token|credentials?"
     r"|(?:api|access|secret|private|auth|account|encryption|signing|master|storage|licen[cs]e|deploy|webhook)[_-]?key)"
 )
 _NAMED = Hinted(
-    "password|passwd|passphrase|passwort|pwd|secret|token|credential|key",
+    "password|passwd|passphrase|passwort|pwd|_pass|-pass|secret|token|credential|key",
     # The name goes to the end of its word, and a sign follows: to look for that first is fast, where dots join words.
     rf"(?:(?<![A-Za-z0-9_\\])|(?<=\\[nrt]))(?=[\w.-]{{3,85}}+{_QUOTE}?\s?[=:])"
     rf"(?P<name>[\w.-]{{0,60}}?(?i:{_PASSWORD}|{_KEY})_?\d?)"
@@ -262,6 +262,11 @@ def redact(messages: Iterable[Message], masks: Masks | None = None) -> list[Mess
     """
     redaction = _Redaction(Masks() if masks is None else masks)
     return [redaction.message(message) for message in messages]
+
+
+def is_secret(text: str) -> bool:
+    """Tell whether there is a secret in a text."""
+    return _Redaction(Masks()).text(text) != text
 
 
 class _Redaction:

@@ -143,6 +143,15 @@ FAULTS = [
      '$.model_routing.task_types[0].start_on: "fallbak" is not known; did you mean fallback?'),
     ("{fallback: [{provider: a, model: b}, {provider: a, model: b, extra: {n: 2}}]}",
      "$.model_routing.fallback[1].extra.n: is the plugin's to say; leave it out"),
+    *((f"{{fallback: {{provider: a, model: b, {entry}}}}}",
+       f"$.model_routing.fallback.{place}: is a key, and has no place here; put it into Hermes's .env, and its name into "
+       "api_key_env")
+      for entry, place in (
+          ("api_key_env: gsk_0123456789abcdefghijABCDEFGHIJ0123456789", "api_key_env"),
+          ("base_url: 'http://host/v1?api_key=abcdef0123456789'", "base_url"),
+          ("extra: {extra_headers: {X-Trace: 'Bearer abcdef0123456789abcdef'}}", "extra.extra_headers.X-Trace"),
+          ("extra: {metadata: [{x-api-key: abcdef0123456789}]}", "extra.metadata[0].x-api-key"),
+      )),
     ("{fallback: {provider: ' ', model: b}}",
      "$.model_routing.fallback.provider: is empty; write litellm's name of the provider, for example `provider: openai`"),
     ("{fallback: {provider: a, model: b}, task_types: [{name: x, match: {message: 'a{99999999999999999999}'}}]}",

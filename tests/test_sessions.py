@@ -506,6 +506,36 @@ def test_hermes_own_chain_as_a_tier(world: World, caplog: pytest.LogCaptureFixtu
     assert world.ask("next", agent=agent, history=first["messages"])["final_response"] == "local again"
 
 
+def test_never_send_stops_the_chain(world: World) -> None:
+    """What its provider looked at may match only then; Hermes cannot go back to the local model in the turn."""
+    (secret := world.folder / "plan.txt").write_text("the plan\n")
+    chain = world.endpoint(in_order([call("read_file", path=str(secret)), say("by Hermes's own provider")]))
+    chain.strict = False
+    with_chain(world, chain, block="model_routing: {fallback: hermes, handoff: {never_send: ['**/plan.txt']}}\n")
+    world.local.script = missing
+    answer = world.ask(agent=chained_agent(world, chain))["final_response"]
+    assert "The task stops here" in answer
+    assert "never_send" in answer
+    assert len(chain.requests) == 1
+
+
+def test_the_chain_stops_where_nothing_can_be_journaled(world: World) -> None:
+    """What cannot be journaled is not asked."""
+
+    def paid(_request: dict[str, Any], index: int) -> Answer:
+        JOURNAL.unlink(missing_ok=True)
+        JOURNAL.mkdir(exist_ok=True)
+        return call("terminal", command=f"echo {index}") if index < 3 else say("by Hermes's own provider")
+
+    chain = world.endpoint(paid)
+    chain.strict = False
+    with_chain(world, chain)
+    world.local.script = missing
+    answer = world.ask(agent=chained_agent(world, chain))["final_response"]
+    assert "the journal cannot be written" in answer
+    assert len(chain.requests) == 1
+
+
 def another_sessions_escalation(world: World) -> None:
     """Have the numbers of a new file be other ones than those of the old one."""
     world.adapter.journal.open_escalation(Opening("another", "local", "strong", "risk", "why"))
