@@ -315,23 +315,23 @@ def _with_newest_shown(messages: Sequence[Message], *, most: int) -> list[Messag
     done: list[Message] = []
     count = 0
     for message in messages:
-        images = [image for at, image in enumerate(message.get("images", ()), count) if at in kept]
-        count += len(message.get("images", ()))
-        done.append(message if len(images) == len(message.get("images", ())) else _with_images(message, images))
+        images = message.get("images", ())
+        still = [image for at, image in enumerate(images, count) if at in kept]
+        count += len(images)
+        done.append(message if len(still) == len(images) else _showing(message, still, instead=_NOT_SHOWN))
     return done
 
 
-def _with_images(message: Message, images: list[Message]) -> Message:
-    left_out = len(message["images"]) - len(images)
-    text = "\n".join([message["content"], *[_NOT_SHOWN] * left_out])
+def _showing(message: Message, images: list[Message], *, instead: str) -> Message:
+    """Return a result with these of its images, and words for each of the others."""
+    text = "\n".join([message["content"], *[instead] * (len(message["images"]) - len(images))])
     rest = {key: value for key, value in message.items() if key != "images"} | {"content": text}
     return {**rest, "images": images} if images else rest
 
 
 def _without_images(message: Message) -> Message:
     if message.get("images"):
-        text = "\n".join([message["content"], *[_NO_IMAGE] * len(message["images"])])
-        return {key: value for key, value in message.items() if key != "images"} | {"content": text}
+        return _showing(message, [], instead=_NO_IMAGE)
     if not isinstance(message["content"], list):
         return message
     parts = [{"text": _NO_IMAGE} if part["type"] == "image_url" else part for part in message["content"]]

@@ -272,7 +272,7 @@ class Journal:
     def start_call(
         self, escalation: int, *, model: str, turn_id: str, task_id: str, seconds: float, otherwise: Opening
     ) -> tuple[int, int]:
-        """Write that a call starts which nobody can prevent, whatever it costs; return its id and its escalation's.
+        """Write that a call starts whose price is known after it alone; return its id and its escalation's.
 
         `model` is whose call it is, which was not known when the escalation began, and may be another's than the last
         one was; `otherwise` as in `reserve`.

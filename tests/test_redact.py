@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import unicodedata
 from typing import Any
@@ -190,17 +191,13 @@ def test_two_secrets_never_share_a_mask(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_a_private_key_is_put_back_as_its_file_has_it(shown: str) -> None:
     """Without JSON's escapes, and without the numbers that read_file gives to lines."""
-    masks = Masks()
-    redact([{"role": "tool", "tool_call_id": "1", "content": shown}], masks)
-    assert masks.put_back(json.dumps([masks.of(PEM)])) == json.dumps([PEM])
+    assert put_back_of({"role": "tool", "tool_call_id": "1", "content": shown}) == PEM
 
 
 def test_a_private_key_in_a_json_file_is_put_back_with_its_escapes() -> None:
     """What stands in a file in one line goes back in one line."""
-    masks, line = Masks(), PEM.replace("\n", "\\n")
     shown = json.dumps({"content": json.dumps({"private_key": PEM})})
-    redact([{"role": "tool", "tool_call_id": "1", "content": shown}], masks)
-    assert masks.put_back(json.dumps([masks.of(line)])) == json.dumps([line])
+    assert put_back_of({"role": "tool", "tool_call_id": "1", "content": shown}) == PEM.replace("\n", "\\n")
 
 
 @pytest.mark.parametrize("secret", ["a", "pa55", "0", 'quo"te'])
@@ -246,9 +243,7 @@ def test_a_key_is_put_back_as_in_its_file(mark: str) -> None:
     """Whatever a tool has put before its lines."""
     head, *lines = PEM.splitlines()
     shown = "\n".join([head, *[mark.format(n=n) + line for n, line in enumerate(lines, 2)]])
-    masks = Masks()
-    redact([said(shown)], masks)
-    assert masks.put_back(json.dumps([masks.of(PEM)])) == json.dumps([PEM])
+    assert put_back_of(said(shown)) == PEM
 
 
 def test_a_mask_as_a_key_of_an_object() -> None:
@@ -391,6 +386,15 @@ def only(text: str) -> str:
     (message,) = redact([said(text)])
     masked: str = message["content"]
     return masked
+
+
+def put_back_of(message: dict[str, Any]) -> str:
+    """What the one mask in a message stands for, as a call gets it."""
+    masks = Masks()
+    (sent,) = redact([message], masks)
+    (mask,) = re.findall(r"\[redacted:\w+\]", sent["content"])
+    (value,) = json.loads(masks.put_back(json.dumps([mask])))
+    return str(value)
 
 
 def said(text: str) -> dict[str, Any]:
