@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from .hinted import Hinted
 
@@ -16,6 +16,10 @@ Fingerprint = int
 """Of 60 bits: a session keeps hundreds of them, and Python needs half as much again for one bit more. It means nothing
 in another process."""
 _BITS = (1 << 60) - 1
+
+_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
+_DIGITS_ONLY = bytes(0xFF if chr(byte) in "0123456789" else 0 for byte in range(256))
+_LONG_NUMBER = b"0" * 10  # seconds since 1970 are known by how they begin
 
 # Enough to see any page; the rest of a large result is hashed as it is, at the speed of the hash.
 _NORMALISED_CHARS = 4096
@@ -145,13 +149,34 @@ def excerpt(result: str) -> str:
 
 def without_volatile(text: str) -> Fingerprint:
     """Identify a text with its volatile fields taken out."""
+    return digest(_instead_of_volatile(text, "#"))
+
+
+def _instead_of_volatile(text: str, replacement: str | Callable[[re.Match[str]], str]) -> str:
     if '":' in text and _FIELDS.may_match(text):
-        text = _FIELDS.pattern.sub("#", text)
+        text = _FIELDS.pattern.sub(replacement, text)
     if _PROCESSES.may_match(text):
-        text = _PROCESSES.pattern.sub("#", text)
+        text = _PROCESSES.pattern.sub(replacement, text)
     if _OF_UUID.search(text):
-        text = _UUID.sub("#", text)
-    return digest(_NUMBERS.sub("#", text))
+        text = _UUID.sub(replacement, text)
+    return _NUMBERS.sub(replacement, text)
+
+
+def shape(text: str) -> bytes | None:
+    """Return an ASCII text with each digit as 0; None where the volatile fields depend on which digits there are."""
+    if not text.isascii():
+        return None
+    zeros = text.encode().translate(_TO_ZERO)
+    return None if b"0x" in zeros or _LONG_NUMBER in zeros else zeros
+
+
+def lasting_digits(text: str) -> int:
+    """Return the places of an ASCII text's digits outside of its volatile fields, as a number of set bytes.
+
+    Texts of one shape have them at the same places: what they say there, `&` gives of the text as a number.
+    """
+    lasting = _instead_of_volatile(text, lambda match: "#" * len(match[0]))
+    return int.from_bytes(lasting.encode().translate(_DIGITS_ONLY))
 
 
 def without_notice(result: str) -> str:

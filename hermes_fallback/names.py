@@ -16,13 +16,15 @@ from .fingerprint import Fingerprint
 _KEPT_CHARS = 8192
 """How much text is kept of calls that have given one thing so far: a loop of four pages of 2 KB shows in it."""
 _KEPT_GROUPS, _KEPT_NAMES = 16, 16
+_SHAPED_CHARS = 2560
+"""Of a text this long it is kept which digits last, which takes as much memory as the text."""
 
 
 class Names:
     """The names that one task's results and errors have. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._results = _Alike(fingerprint.without_volatile)
+        self._results = _Alike(_Kinds().of)
         self._errors = _Alike(fingerprint.error_kind)
 
     def of_result(self, call: Fingerprint, result: str) -> Fingerprint:
@@ -32,6 +34,33 @@ class Names:
     def of_error(self, tool: str, message: str) -> Fingerprint | None:
         """Name the kind of an error of a tool; None when it says nothing."""
         return self._errors.name(tool, message) if any(map(str.isalpha, message)) else None
+
+
+class _Kinds:
+    """Kinds of results: those without their volatile fields.
+
+    A text that differs from the last one in nothing but digits has its volatile fields at the same places; so where
+    its other digits are the same, it is of the same kind, and need not be looked through.
+    """
+
+    def __init__(self) -> None:
+        self._shape: int | None = None
+        self._lasting: int | None = None
+        self._digits: int | None = None
+        self._kind: Fingerprint = 0
+
+    def of(self, text: str) -> Fingerprint:
+        zeros = fingerprint.shape(text) if len(text) <= _SHAPED_CHARS else None
+        shape = None if zeros is None else hash(zeros)
+        if shape is None or shape != self._shape:
+            self._shape, self._lasting, self._digits = shape, None, None
+            return fingerprint.without_volatile(text)
+        if self._lasting is None:
+            self._lasting = fingerprint.lasting_digits(text)
+        digits = hash(int.from_bytes(text.encode()) & self._lasting)
+        if digits != self._digits:
+            self._digits, self._kind = digits, fingerprint.without_volatile(text)
+        return self._kind
 
 
 class _Alike:
@@ -66,7 +95,10 @@ class _Alike:
     def _named(self, names: dict[Fingerprint, Fingerprint], own: Fingerprint, text: str) -> Fingerprint:
         if own not in names:
             kind = self._normalise(text)
-            names[own] = own if kind is None else names.setdefault(kind, own)
+            # The kind is the newest again: while it comes, it is not let go.
+            names[own] = name = own if kind is None else names.pop(kind, own)
+            if kind is not None:
+                names[kind] = name
             _shrink(names, _KEPT_NAMES)
         return names[own]
 
