@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import logging
+import re
 import sqlite3
 import threading
 import time
@@ -42,7 +43,7 @@ from .executor import Interrupted
 from .guard import MOST, Guard
 from .journal import Journal, JournalError
 from .ledger import Ledger, Ledgers
-from .live import Chat, cli_session_id, find_chat
+from .live import Chat, cli_session_id, find_chat, tui_session_id
 from .policy import Decision, Escalate, Stay, holding, is_off, is_refused
 from .provider_errors import ExecutionError
 from .redact import Filled
@@ -69,6 +70,10 @@ _REVIEW_THREAD = "bg-review"
 
 _SUBAGENT = "subagent"
 """What Hermes calls the surface of sub-agents (0.17 to 0.19 tools/delegate_tool.py)."""
+
+# The sessions of /background and of the desktop's preview, beside the user's own; Hermes does not say whose
+# they are (0.17 to 0.19 tui_gateway/server.py, gateway/slash_commands.py, hermes_cli/cli_commands_mixin.py).
+_BESIDE = re.compile(r"(?:bg|preview)_[0-9a-f_]+")
 
 # Surfaces on which no command is typed; on the others, without a chat, a command is meant for the session used last.
 _NOBODY_TYPES = frozenset({"api_server", "cron", _SUBAGENT, "webhook"})
@@ -105,6 +110,7 @@ class Adapter:
         self._last_types: dict[str, tuple[str, str]] = {}
         self._told: set[str] = set()
         self._unread: set[str] = set()
+        self._untold: dict[str, list[str]] = {}
         self._unrenamed: dict[str, list[str]] = {}
         self._stays_local: dict[str, str | None] = {}
         self._lock = threading.Lock()
@@ -115,7 +121,7 @@ class Adapter:
         return Journal.of(self._home())
 
     def command_session(self) -> str:
-        """Return the session that a command is meant for: its chat's, or the CLI's (DESIGN.md, fact 13).
+        """Return the session that a command is meant for: its chat's, the TUI's, or the CLI's (DESIGN.md, fact 13).
 
         Raises:
             LookupError: we failed at finding the chat.
@@ -126,7 +132,7 @@ class Adapter:
             raise LookupError(message)
         if chat is not None:
             return chat.session_id or chat.early_session
-        return cli_session_id(self._manager) or self._typed_session or UNNAMED_SESSION
+        return tui_session_id() or cli_session_id(self._manager) or self._typed_session or UNNAMED_SESSION
 
     def stays_local_because(self, session_id: str) -> str | None:
         """Say why the session's model calls are not ours to answer, if they were not at the last one."""
@@ -194,6 +200,7 @@ class Adapter:
         if is_review or _chat.get() is _LOST or self._is_orphan(session_id, platform):
             return
         config = self.settings.refresh()
+        self._find_user_of(session_id)
         ledger = self._ledger_of(session_id, platform)
         self._read_again(session_id, ledger)
         if config is None or config.is_idle:
@@ -298,6 +305,15 @@ class Adapter:
             self._adopt(session_id, UNNAMED_SESSION)
         return ledger
 
+    def _find_user_of(self, session_id: str) -> None:
+        """Have a session that runs beside the user's own spend for that one, and heed what was said in it."""
+        if session_id in self._parents or not _BESIDE.fullmatch(session_id):
+            return
+        user_session = self.command_session()
+        if user_session not in {session_id, UNNAMED_SESSION}:
+            # An /escalate is meant for the next message there.
+            self._join(session_id, user_session, is_for_its_task=False)
+
     def _is_orphan(self, session_id: str, platform: str) -> bool:
         """Tell whether the session is a sub-agent's whose parent is not known, after a fault of ours for example."""
         if platform != _SUBAGENT:
@@ -318,12 +334,25 @@ class Adapter:
             self.ledgers.adopt(session_id, from_session=early_id)
             self._rename_in_journal(early_id, session_id)
 
-    def _inherited(self, parent: Ledger) -> Iterator[Event]:
-        """Say to a sub-agent what the user said to its parent: off, or that the stronger model is to do this task."""
+    def _join(self, session_id: str, parent_id: str, *, is_for_its_task: bool) -> None:
+        """Have a session spend for another one, and heed what its user says."""
+        parent = self.ledger(parent_id)
+        self._heed_parents(parent_id, parent)
+        self.ledgers.of_session(session_id).append(*self._inherited(parent, is_for_its_task=is_for_its_task))
+        turn = self._turn_of_session(parent_id)
+        if turn is not None and is_for_its_task:
+            self._parent_turns[session_id] = turn
+        # Last: a session that has its parent has all that it needs of it, whatever fails here.
+        self._parents[session_id] = parent_id
+
+    def _inherited(self, parent: Ledger, *, is_for_its_task: bool) -> Iterator[Event]:
+        """Say to a session what the user said to its parent: off, or that the stronger model is to do this task."""
         events = parent.events()
         if is_off(events):
             yield SwitchedOff(self.clock())
         yield from (event for event in events if isinstance(event, ConsentGiven))
+        if not is_for_its_task:
+            return
         config = self.settings.config
         holder = holding(events, config.policy, config.names) if config is not None else None
         if isinstance(events[-1] if events else None, EscalationRequested) or (
@@ -409,7 +438,7 @@ class Adapter:
         if turn is None or turn.config.policy.is_shadow:
             return None
         # On the CLI the line stands on the screen (`on_session_end`), and a script reads what `hermes -z` prints.
-        if turn.platform == "cli" and (turn.live.found or host.is_silent()):
+        if turn.platform == "cli" and ((turn.live.found and not _BESIDE.fullmatch(session_id)) or host.is_silent()):
             return None
         summary = self._summary(turn)
         return None if summary is None or host.is_no_reply(response_text) else f"{response_text}\n\n{summary}"
@@ -420,7 +449,14 @@ class Adapter:
             turn = self._turns.pop(turn_id, None)
         if turn is None:
             return
+        told = self._untold.get(turn.session_id, [])[:]
         summary = self._summary(turn)
+        if told:
+            # Others may have come meanwhile.
+            del self._untold[turn.session_id][: len(told)]
+        if turn.has_asked and turn.platform == _SUBAGENT:
+            # A model reads what it answers; its user sees what it cost at the end of a turn of their own.
+            self._untold.setdefault(turn.account, []).append(turn_id)
         turn.ledger.append(TurnEnded(self.clock()))
         self._journal_task(turn)
         if summary is not None:
@@ -440,15 +476,7 @@ class Adapter:
         """A session starts that nobody types into."""
         if isinstance(child_session_id, str) and isinstance(parent_session_id, str):
             # Now, for the child may run in the background, after its parent's turn (0.19 tools/delegate_tool.py).
-            parent = self.ledger(parent_session_id)
-            self._heed_parents(parent_session_id, parent)
-            inherited = self._inherited(parent)
-            self.ledgers.of_session(child_session_id).append(*inherited)
-            turn = self._turn_of_session(parent_session_id)
-            if turn is not None:
-                self._parent_turns[child_session_id] = turn
-            # Last: a child that has its parent has all that it needs of it, whatever fails here.
-            self._parents[child_session_id] = parent_session_id
+            self._join(child_session_id, parent_session_id, is_for_its_task=True)
 
     def subagent_stop(self, *, child_session_id: object = None, **_: object) -> None:
         """A sub-agent's session is over."""
@@ -594,8 +622,12 @@ class Adapter:
 
     def _route(self, turn: Turn, local: LocalCall, task: Task) -> Any:
         steer = handoff.steered(host.listed(local.request.get("messages")))
-        if steer and steer not in turn.steers and not turn.deaf:
-            turn.ledger.append(EscalationRequested(self.clock()))
+        if steer is not None and steer not in turn.steers and not turn.deaf:
+            _, word = steer
+            if word:
+                turn.live.notice(f"{SIGN} {commands.escalate(self, word, session_id=turn.session_id)}")
+            else:
+                turn.ledger.append(EscalationRequested(self.clock()))
         turn.steers.add(steer)
         try:
             response = self._answer(turn, local, task)
@@ -733,6 +765,8 @@ class Adapter:
                 self._unread.add(new_id)
             if old_id in self._parents:
                 self._parents[new_id] = self._parents.pop(old_id)
+            if old_id in self._untold:
+                self._untold[new_id] = [*self._untold.pop(old_id), *self._untold.get(new_id, ())]
         self._typed_session = new_id if self._typed_session in old_ids else self._typed_session
         children = [child for child, parent in list(self._parents.items()) if parent in old_ids]
         self._parents.update(dict.fromkeys(children, new_id))
@@ -767,11 +801,12 @@ class Adapter:
             return next((turn for turn in self._turns.values() if turn.session_id == session_id), None)
 
     def _summary(self, turn: Turn) -> str | None:
-        """Say who was asked in this turn and what it cost, if anything did."""
-        if not turn.has_asked:
+        """Say who was asked in this turn, and by sub-agents since the last one, and what it cost, if anything did."""
+        turn_ids = [*self._untold.get(turn.session_id, ()), *([turn.turn_id] if turn.has_asked else ())]
+        if not turn_ids:
             return None
         try:
-            entries = self.journal.entries(turn_id=turn.turn_id)
+            entries = self.journal.entries(turn_ids=turn_ids)
         except JournalError as error:
             self.guard.note_unjournaled("what the turn cost cannot be read", turn.account, error)
             return f"{SIGN} what the stronger model cost cannot be read from the journal"
@@ -794,6 +829,7 @@ class Adapter:
         self._parent_turns.pop(session_id, None)
         self._last_types.pop(session_id, None)
         self._unread.discard(session_id)
+        self._untold.pop(session_id, None)
         self._unrenamed.pop(session_id, None)
         self._stays_local.pop(session_id, None)
         if self._typed_session == session_id:

@@ -27,6 +27,9 @@ HELP = """\
 /escalate help     this text
 While a turn runs, type `/steer escalate`; in a chat, /escalate stops the turn and the stronger model goes on."""
 
+_MOST_SHOWN = 20
+"""How many escalations a chat is told of: messages have an end."""
+
 # In a session that several share, Hermes puts the name of who wrote a message before it.
 _SPOKEN = re.compile(
     r"\s*(?:\[[^\]\n]{1,80}\] )?(?:/escalate(?:@\w+)?(?:[ \t]+(?P<word>\w+))?|escalate)\s*", re.IGNORECASE
@@ -74,10 +77,14 @@ def _now(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> s
     if config.policy.is_shadow:
         return f"Noted, but `enabled: shadow` pays for nothing: the local model goes on.{_unless(config)}"
     lazy_litellm.warm(config.ladder)
-    when = "from its next step on" if is_running else "with your next message"
     # Another model may run by then.
     but = "" if reason is None else f" (If that one can be escalated: the last one could not, because {plain(reason)}.)"
-    return f"{plain(config.ladder[0].name)} takes over {when}, until that task is done.{but}{_unless(config)}"
+    return f"{_takes_over(config, is_running=is_running)}, until that task is done.{but}{_unless(config)}"
+
+
+def _takes_over(config: Config, *, is_running: bool) -> str:
+    when = "from its next step on" if is_running else "with your next message"
+    return f"{plain(config.ladder[0].name)} takes over {when}"
 
 
 def _unless(config: Config) -> str:
@@ -90,8 +97,11 @@ def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -
     holder = holding(events, config.policy, config.names)
     if adapter.guard.has_given_up(session_id):
         now = "The local model answers."
-    elif holder is not None and adapter.is_running(session_id) and not config.policy.is_shadow:
-        now = f"{plain(holder.model)} has the task, because {explain.reason(holder.trigger, holder.evidence)}."
+    elif events and isinstance(events[-1], EscalationRequested) and not config.policy.is_shadow:
+        now = f"{_takes_over(config, is_running=adapter.is_running(session_id))}, for you asked for it with /escalate."
+    elif holder is not None and not config.policy.is_shadow:
+        has = "has the task" if adapter.is_running(session_id) else "answers your next message (`hold: session`)"
+        now = f"{plain(holder.model)} {has}, because {explain.reason(holder.trigger, holder.evidence)}."
     elif is_off(events):
         now = "The local model answers; escalation is off in this session (/escalate auto switches it on)."
     else:
@@ -109,12 +119,14 @@ def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -
 def _why(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
     del config, ledger
     try:
-        entries = adapter.journal.entries(session_id=session_id)
+        newest = adapter.journal.entries(session_id=session_id, last=_MOST_SHOWN + 1)
     except JournalError as error:
         return f"The journal cannot be read: {error}"
-    if not entries:
+    if not newest:
         return "Nothing was escalated in this session."
-    return "\n".join(
+    entries = newest[:_MOST_SHOWN]
+    more = f"The newest {_MOST_SHOWN} (`hermes escalation explain` shows all):\n" if len(newest) > _MOST_SHOWN else ""
+    return more + "\n".join(
         plain(
             f"{entry.at[11:19]} UTC  {entry.from_model} → {entry.to_model}: {entry.reason} [{entry.trigger}] "
             f"({explain.outcome(entry.calls, entry.failed)}, "

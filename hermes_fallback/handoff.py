@@ -23,7 +23,10 @@ STEER_OPEN = "[OUT-OF-BAND USER MESSAGE — a direct message from the user, deli
 STEER_CLOSE = "[/OUT-OF-BAND USER MESSAGE]"
 """The marks around what a user says with /steer, at the end of a tool message (0.19 agent/prompt_builder.py)."""
 
-_STEERED_ESCALATE = re.compile(rf"\s*{re.escape(STEER_OPEN)}\s*/?(?i:escalate)[.!]?\s*{re.escape(STEER_CLOSE)}\s*$")
+_STEERED_ESCALATE = re.compile(
+    rf"\s*{re.escape(STEER_OPEN)}\s*/?(?i:escalate(?:[ \t]+(?P<word>off|auto|status|why|help))?)[.!]?"
+    rf"\s*{re.escape(STEER_CLOSE)}\s*$"
+)
 # What Hermes appends to a result behind our hook: words of who made the folder (0.19 agent/subdirectory_hints.py).
 _FOLDERS_WORDS = "\n\n[Subdirectory context discovered: "
 # Alone, or behind the message that it interrupted, to which Hermes joins it.
@@ -115,8 +118,8 @@ def note(reason: str, options: Handoff = _DEFAULT) -> str:
     )
 
 
-def steered(messages: Sequence[Any]) -> str:
-    """Return the `/steer escalate` at the end of the last tool message, told apart from any other; empty for none.
+def steered(messages: Sequence[Any]) -> tuple[str, str] | None:
+    """Return the `/steer escalate` at the end of the last tool message, if one is there: an id of it, and its word.
 
     Hermes puts what is steered there, before a call and after tools ran; the message may be of an older turn (0.17 to
     0.19 agent/conversation_loop.py). Behind what a folder says, it may be the folder's: the user can say it again.
@@ -125,12 +128,13 @@ def steered(messages: Sequence[Any]) -> str:
         if isinstance(last, dict) and last.get("role") == "tool":
             break
     else:
-        return ""
+        return None
     text = text_of(last.get("content")).rstrip()
-    if not text.endswith(STEER_CLOSE) or _FOLDERS_WORDS in text or not _STEERED_ESCALATE.search(text):
-        return ""
+    said = _STEERED_ESCALATE.search(text) if text.endswith(STEER_CLOSE) and _FOLDERS_WORDS not in text else None
+    if said is None:
+        return None
     # Some local servers number their calls anew in each reply.
-    return f"{last.get('tool_call_id')}:{hash(text)}"
+    return f"{last.get('tool_call_id')}:{hash(text)}", (said["word"] or "").lower()
 
 
 def _plain(message: Mapping[str, Any]) -> Message:

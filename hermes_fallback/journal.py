@@ -9,6 +9,7 @@ together they get no more than the budget.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sqlite3
@@ -429,18 +430,20 @@ class Journal:
                     names,
                 )
 
-    def entries(self, *, session_id: str | None = None, turn_id: str | None = None, last: int = 20) -> Sequence[Entry]:
-        """Return the newest escalations, newest first: all, a session's, or those with calls in a turn.
+    def entries(
+        self, *, session_id: str | None = None, turn_ids: Sequence[str] | None = None, last: int = 20
+    ) -> Sequence[Entry]:
+        """Return the newest escalations, newest first: all, a session's, or those with calls in these turns.
 
-        With `turn_id`, only the calls of that turn are summed up.
+        With `turn_ids`, only the calls of these turns are summed up.
 
         Raises:
             JournalError: the file cannot be read.
         """
         # Only what is asked for is named, for by `? IS NULL OR …` SQLite would look at every row.
-        wanted = {"e.session_id": session_id, "c.turn_id": turn_id}
-        given = {column: value for column, value in wanted.items() if value is not None}
-        which = " AND ".join(f"{column} = ?" for column in given) or "1"
+        wanted = {"e.session_id": None if session_id is None else [session_id], "c.turn_id": turn_ids}
+        given = {column: values for column, values in wanted.items() if values is not None}
+        which = " AND ".join(f"{column} IN ({', '.join('?' * len(values))})" for column, values in given.items()) or "1"
         query = f"""
             SELECT e.at, e.session_id, e.from_model, e.to_model, e.trigger, e.reason, e.task_type, e.type_reason,
                 e.is_shadow, sum(c.state = 'answered'), sum(c.state IN ('failed', 'expired')), max(c.error),
@@ -449,7 +452,7 @@ class Journal:
             FROM escalations e JOIN calls c ON c.escalation = e.id
             WHERE {which} GROUP BY e.id ORDER BY e.id DESC LIMIT ?
             """  # noqa: S608  # the inserted texts are constants
-        return tuple(Entry(*row) for row in self._rows(query, (*given.values(), last)))
+        return tuple(Entry(*row) for row in self._rows(query, (*itertools.chain(*given.values()), last)))
 
     def paid_calls(self, *, since: datetime, session_id: str | None = None) -> Sequence[PaidCall]:
         """Return the calls that began at `since` (aware) or later, oldest first, shadow calls among them.

@@ -6,7 +6,9 @@ with the final answer instead of at once, and the stronger model's answer is sho
 
 from __future__ import annotations
 
+import inspect
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType
@@ -160,6 +162,30 @@ def cli_session_id(manager: object) -> str | None:
     """Return the session that the interactive CLI shows now, if there is one (0.19 cli.py `HermesCLI.session_id`)."""
     session_id = getattr(getattr(manager, "_cli_ref", None), "session_id", None)
     return session_id if isinstance(session_id, str) else None
+
+
+def tui_session_id() -> str | None:
+    """Return the session of the TUI or the desktop that this thread works for, if it does.
+
+    Of several, a command's handler is not told which one it was typed in; the function of the server that calls it
+    knows (0.17 to 0.19 tui_gateway/server.py: `slash.exec`, `command.dispatch`, `prompt.background`).
+    """
+    module = sys.modules.get("tui_gateway.server")
+    server = {} if module is None else vars(module)
+    frame = None if module is None else inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals is server:
+            known, params = frame.f_locals.get("session"), frame.f_locals.get("params")
+            if not isinstance(known, dict) and isinstance(params, dict):
+                known = server.get("_sessions", {}).get(params.get("session_id"))
+            # Of a compressed session, the agent has the new id first.
+            session_id = isinstance(known, dict) and (
+                getattr(known.get("agent"), "session_id", None) or known.get("session_key")
+            )
+            if isinstance(session_id, str):
+                return session_id
+        frame = frame.f_back
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,7 @@ def is_tool_call_text(text: str, tools: Tools) -> bool:
     A text that shows a call to a reader (in the middle of prose, or of a tool that is not offered) is not one.
     """
     unfenced = _FENCE.sub(" ", text) if _has_fence(text) else text
-    markers = _MARKERS.pattern.finditer(unfenced) if _MARKERS.may_match(unfenced.lower()) else ()
+    markers = _MARKERS.pattern.finditer(unfenced) if _MARKERS.may_match(unfenced) else ()
     for marker in itertools.islice(markers, _MAX_MARKERS):
         if any(_names_a_tool(unfenced[at : at + _TAIL_CHARS], tools) for at in (marker.end(), marker.start())):
             return True
@@ -181,9 +181,10 @@ _CLOSING_TAG = re.compile(r"</?[\w|:-]+>|<\|[\w|]+>|\[/?[A-Z_]+\]")
 _FENCE_MARK = re.compile(r"```")
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _MARKERS = Hinted(
-    "<|[tool_",
-    r"<tool_call>|<\|tool_call(?:s_section)?(?:_begin)?\|?>|<\|python_tag\|>|\[TOOL_CALLS?\]|<function[=_ ]|<invoke\s"
-    r"|<function_calls?>|<\|channel\|>commentary to=|<start_function_call>|<｜tool▁calls?▁begin｜>|\[TOOL_REQUEST\]",
+    "<|[TOOL",
+    r"<tool_call>|<\|tool_call(?:s_section)?(?:_begin)?\|?>|<\|python_tag\|>|<function[=_ ]|<invoke\s"
+    r"|<function_calls?>|<\|channel\|>commentary to=|<start_function_call>|<｜tool▁calls?▁begin｜>"
+    r"|(?-i:\[TOOL_CALLS?\]|\[TOOL_REQUEST\])",
 )
 _FUNCTION_CALL = re.compile(
     r"(?:functions\.|tool_code\s+|print\()?(?P<name>\w+)\s*\((?:\s*\w+\s*=|\s*\{|\s*\)).*\)\s*$", re.DOTALL

@@ -15,6 +15,8 @@ from .hinted import Hinted
 # A verdict is short ("Your answer is wrong."); in a page or a listing the same words are its content.
 _VERDICT_CHARS = 120
 _READ_CHARS = 2000
+# What was done is told first.
+_CLAIM_CHARS = 1000
 _ENDING_CHARS = 600
 # Whoever pastes this much has given the content along; so has a chat or an editor that attaches a file (0.19
 # agent/context_references.py, gateway/platforms).
@@ -284,7 +286,7 @@ def _of_reply(text: str, ending: str, *, ends_turn: bool, unaided: bool) -> Iter
         yield "asks"
     if _ANNOUNCES.search(ending, lower_ending):
         yield "announces"
-    if _claims_done(text, lower) and not _NOTHING_TO_DO.search(text, lower):
+    if _claims_done(text[:_CLAIM_CHARS], lower[:_CLAIM_CHARS]) and not _NOTHING_TO_DO.search(text, lower):
         yield "claims_done"
     if unaided:
         yield "unaided"

@@ -54,7 +54,7 @@ class Turn:
     task_id: str
     message: str
     may_spend: bool
-    steers: set[str]
+    steers: set[tuple[str, str] | None]
     """The `/steer escalate` that were seen."""
     began: float
     names: Names = field(default_factory=Names)

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import yaml
 
-from hermes_fallback.journal import Journal
+from hermes_fallback.journal import Journal, Opening
 from tests import wire
 from tests.endpoints import Endpoint, fail, in_order, say
 from tests.shell import escalation
 from tests.test_money import OPENAI, block, stuck_each_task
 from tests.test_plugin import hermes
-from tests.world import KEY, config_text
+from tests.world import KEY, MODEL, config_text
 
 
 @dataclass
@@ -171,6 +171,20 @@ def test_status_of_what_does_not_run(shell: Shell, policy: dict[str, Any], state
     done = shell.escalation("status", "--json")
     assert json.loads(done.stdout)["state"] == state
     assert done.returncode == int("not active" in state)
+
+
+def test_explain_says_that_there_is_more(shell: Shell) -> None:
+    """All of a session; of all sessions together the newest, which is said."""
+    journal = Journal(shell.home / "hermes-fallback")
+    for number in range(22):
+        opening = Opening("often", MODEL, "openai/gpt-5.4", "no_progress", f"reason {number}")
+        row = journal.open_escalation(opening)
+        journal.start_call(row, model="m", turn_id="t", task_id="t", seconds=1.0, otherwise=opening)
+    said = "These are the newest 20; `--last N` shows more."
+    for arguments, count in (((), 20), (("often",), 22), (("--last", "22"), 22), (("--last", "21"), 21)):
+        told = shell.escalation("explain", *arguments).stdout
+        assert told.count("took over, because reason ") == count
+        assert (said.replace("20", str(count)) in told) == (count < 22)
 
 
 def test_explain_and_forget(shell: Shell) -> None:

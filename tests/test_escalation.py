@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from hermes_fallback import executor, handoff, policy
+from hermes_fallback.journal import Opening
 from tests.endpoints import Answer, Script, call, fail, in_order, raw_call, say
 from tests.world import HOME, KEY, MODEL, Screen, World, log_of
 
@@ -703,6 +704,39 @@ def test_steer_escalate_hands_over_in_mid_turn(world: World) -> None:
     assert len(world.local.requests) == 2
     assert [row["trigger"] for row in rows()] == ["user_request"]
     assert "OUT-OF-BAND" not in world.paid.requests[0]["messages"][-1]["content"]
+
+
+@pytest.mark.parametrize("hold", ["task", "session"])
+def test_status_says_who_answers_next(world: World, hold: str) -> None:
+    """Between two messages: the model that holds the session, the one that /escalate called, or the local one."""
+    world.configure(
+        f"model_routing: {{fallback: {{provider: openai, model: gpt-5.4}}, fallback_policy: {{hold: {hold}}}}}\n"
+    )
+    world.local.script = in_order([*(call("read_file", path=f"/nowhere/{number}") for number in range(3)), say("fine")])
+    agent = world.agent()
+    history = world.ask(agent=agent)["messages"]
+    said = world.command("status").splitlines()[0]
+    if hold == "session":
+        why = "because read_file failed 3 times: file not found"
+        assert said == f"openai/gpt-5.4 answers your next message (`hold: session`), {why}."
+    else:
+        assert said == "The local model answers; when it gets stuck, openai/gpt-5.4 takes over."
+    world.command("")
+    said = world.command("status").splitlines()[0]
+    assert said == "openai/gpt-5.4 takes over with your next message, for you asked for it with /escalate."
+    assert world.ask("go on", agent=agent, history=history)["final_response"] == "paid answer"
+
+
+def test_why_says_that_there_is_more(world: World) -> None:
+    """A session that was escalated more often than a chat can show says so; the shell shows all of one."""
+    world.ask(agent=world.agent(session_id="often"))
+    for number in range(22):
+        opening = Opening("often", MODEL, "openai/gpt-5.4", "no_progress", f"reason {number}")
+        row = world.adapter.journal.open_escalation(opening)
+        world.adapter.journal.start_call(row, model="m", turn_id="t", task_id="t", seconds=1.0, otherwise=opening)
+    told = world.command("why").splitlines()
+    assert told[0] == "The newest 20 (`hermes escalation explain` shows all):"
+    assert ["reason 2 " in told[1], "reason 21 " in told[-1], len(told)] == [True, True, 21]
 
 
 def test_background_review_is_never_paid_for(world: World) -> None:

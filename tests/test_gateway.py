@@ -33,6 +33,14 @@ def local_model(request: dict[str, Any], index: int) -> Answer:
     return say("local answer")
 
 
+def slow_then_stuck(request: dict[str, Any], _index: int) -> Answer:
+    """Takes its time, then gets stuck, and gives up."""
+    done = sum(message["role"] == "tool" for message in request["messages"])
+    if done == 0:
+        return call("terminal", command="sleep 1.5")
+    return call("read_file", path=f"/nowhere/{done}") if done < 9 else say("the local model gave up")
+
+
 @pytest.fixture
 def gateway(world: World, request: pytest.FixtureRequest) -> Any:
     """A running gateway; parametrised with True, answers are streamed to the chats."""
@@ -133,6 +141,22 @@ def test_steer_escalate_in_a_chat(gateway: Gateway, world: World) -> None:
     chat.wait_idle()
     assert [row["trigger"] for row in rows()] == ["user_request"]
     assert "OUT-OF-BAND" not in json.dumps(world.paid.requests[0]["messages"][1:], ensure_ascii=False)
+
+
+def test_off_in_mid_turn(world: World) -> None:
+    """Where Hermes steers what is typed into a running turn (`busy_input_mode: steer`), off is heard and answered."""
+    world.local.script = slow_then_stuck
+    with Gateway(config_text(world.local.url), busy="steer") as gateway:
+        chat = gateway.chat("A")
+        chat.say("work")
+        chat.wait_running()
+        gateway.wait(lambda: bool(world.local.requests), 20, "the first call")
+        chat.say("/escalate off")
+        chat.wait_idle(60)
+        assert any("Off: the local model answers alone in this session" in line for line in chat.screen)
+        assert "off in this session" in chat.ask("/escalate status")[0]
+        assert chat.screen.count("the local model gave up") == 1
+    assert world.paid.requests == []
 
 
 def test_late_steer_is_heeded_too(gateway: Gateway, world: World) -> None:

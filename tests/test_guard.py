@@ -44,7 +44,11 @@ UNREACHED: dict[str, set[str]] = {
     },
     "post_tool_call": {"return", "turn.deaf = True"},
     "transform_llm_output": {"return None"},
-    "on_session_end": {"return"},
+    "on_session_end": {
+        "return",
+        "del self._untold[turn.session_id][: len(told)]",
+        "self._untold.setdefault(turn.account, []).append(turn_id)",
+    },
     "llm_execution": {
         "self._say_if_off(session_id if turn is None else turn.session_id, local)",
         "return local.reply()",

@@ -178,6 +178,11 @@ def test_steer_is_heeded_only_at_the_very_end_of_a_tool_message() -> None:
     assert handoff.steered([last, {"role": "user", "content": "x"}])
     for said in ("Escalate", "/ESCALATE", "escalate!", "/escalate."):
         assert handoff.steered([{**last, "content": f"result{steer}".replace("/escalate", said)}])
+    for word in ("off", "auto", "status", "why", "help"):
+        found = handoff.steered([{**last, "content": f"result{steer}".replace("/escalate", f"/escalate {word}")}])
+        assert found is not None
+        assert found[1] == word
+    assert not handoff.steered([{**last, "content": f"result{steer}".replace("/escalate", "/escalate the matter")}])
     assert not handoff.steered([{**last, "content": f"result{steer} and more"}])
     assert not handoff.steered([{**last, "content": f"result{steer}".replace("escalate", "go left")}])
     assert not handoff.steered([{**last, "role": "user"}])

@@ -137,7 +137,7 @@ def test_entries_of_a_session_and_of_a_turn(tmp_path: Path) -> None:
     answered(journal, first, NOTHING_USED, turn="t2")
     answered(journal, opening("two"), NOTHING_USED, turn="t3")
     assert [entry.calls for entry in journal.entries(session_id="one")] == [3]
-    assert [entry.calls for entry in journal.entries(turn_id="t2")] == [2]
+    assert [entry.calls for entry in journal.entries(turn_ids=["t2"])] == [2]
     assert [entry.session_id for entry in journal.entries()] == ["two", "one"]
 
 

@@ -62,6 +62,25 @@ def test_child_that_gets_stuck_is_escalated_alone(world: World) -> None:
     assert [row["session_id"] for row in rows()] == [parent.session_id]
 
 
+@pytest.mark.parametrize("platform", ["cli", "tui"])
+def test_what_a_sub_agent_cost_is_told_once(world: World, platform: str) -> None:
+    """At the end of the user's turn, or of the next one where the sub-agent was still at work then."""
+
+    def local(request: dict[str, Any], index: int) -> Answer:
+        thanked = "thanks" in str(request["messages"][-1]["content"])
+        return say("gladly") if thanked else delegating(missing)(request, index)
+
+    world.local.script = local
+    screen = Screen()
+    parent = delegating_agent(world, screen=screen, platform=platform)
+    answers = [ask_and_wait(world, "do it", parent)["final_response"]]
+    answers += [world.ask(text, agent=parent)["final_response"] for text in ("thanks", "thanks again")]
+    assert len(world.paid.requests) == 1
+    shown = screen.text if platform == "cli" else "\n".join(answers)
+    assert shown.count("⚡ openai/gpt-5.4 helped, because read_file failed 3 times: file not found (1 call,") == 1
+    assert answers[2] == "gladly"
+
+
 def test_command_finds_the_session_after_a_sub_agent_ran(world: World) -> None:
     """/escalate means the session that the user types in, not the sub-agent's that ran last (DESIGN.md, fact 13)."""
     world.local.script = delegating(in_order([say("the child is done")]))

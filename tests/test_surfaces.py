@@ -139,6 +139,42 @@ def test_tui(tmp_path: Path) -> None:
         assert len(paid.requests) == before + 1
 
 
+def test_tui_with_two_sessions(tmp_path: Path) -> None:
+    """What is typed in one session of the TUI is meant for it, whichever spoke last; so is what runs beside it."""
+    with (
+        Endpoint(stuck_or_not) as local,
+        Endpoint(lambda *_: say("paid answer"), strict=True, key=KEY) as paid,
+        program("tui_gateway.entry", tmp_path / "home", local=local, paid=paid) as tui,
+    ):
+
+        def ask(session: str, text: str) -> int:
+            before = len(paid.requests)
+            tui.ask("prompt.submit", session_id=session, text=text)
+            tui.hear(lambda one: one.get("params", {}).get("type") == "message.complete")
+            return len(paid.requests) - before
+
+        def beside(session: str, text: str) -> tuple[int, str]:
+            before = len(paid.requests)
+            tui.ask("prompt.background", session_id=session, text=text)
+            done = tui.hear(lambda one: one.get("params", {}).get("type") == "background.complete")
+            return len(paid.requests) - before, done["params"]["payload"]["text"]
+
+        first, second = (tui.ask("session.create", cols=100)["session_id"] for _ in range(2))
+        # Before its first message as well, and by either way in which the TUI hands a command on.
+        assert tui.ask("slash.exec", session_id=first, command="/escalate off")["output"].startswith("Off")
+        assert (ask(first, "hello"), ask(second, "hello")) == (0, 0)
+        assert (ask(first, "get stuck"), ask(second, "get stuck")) == (0, 1)
+        assert beside(first, "get stuck")[0] == 0
+        cost, answer = beside(second, "get stuck")
+        assert cost == 1
+        assert "⚡ openai/gpt-5.4 helped, because read_file failed 3 times" in answer
+        status = tui.ask("slash.exec", session_id=second, command="/escalate status")["output"]
+        assert status.count("openai/gpt-5.4: 1 call") == 2, "what ran beside it, too"
+        tui.ask("command.dispatch", session_id=first, name="escalate", arg="auto")
+        tui.ask("command.dispatch", session_id=second, name="escalate", arg="off")
+        assert (ask(second, "get stuck"), ask(first, "get stuck")) == (0, 1)
+
+
 def test_acp(tmp_path: Path) -> None:
     """An editor that drives Hermes by ACP gets the stronger model's answer, and who gave it."""
     with (

@@ -17,25 +17,28 @@ CHECK = "check"
 """What stands in the journal as the trigger of a call by `hermes escalation check --live`."""
 
 _GOOD, _FAULTS = 0, 1
+_MOST = 20
 
 
 def set_up(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("session", nargs="?", help="a session's id; all sessions when left out")
-    parser.add_argument("--last", type=int, default=20, metavar="N", help="how many escalations (20)")
+    parser.add_argument("--last", type=int, metavar="N", help=f"how many escalations (all of a session, else {_MOST})")
     tables.add_forms(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the timeline; return 1 when the journal cannot be read."""
     journal = Journal.of(hermes_home())
+    most = args.last if args.last is not None else -1 if args.session else _MOST
     try:
-        entries = journal.entries(session_id=args.session, last=args.last)
+        newest = journal.entries(session_id=args.session, last=most + 1 if most >= 0 else most)
         # Of a single session, what the local model did by itself as well.
         tasks = journal.local_tasks(session_id=args.session) if args.session else ()
     except JournalError as error:
         print(f"The journal cannot be read: {error}")
         return _FAULTS
+    entries = newest[:most] if most >= 0 else newest
     moments = sorted([*map(_escalated, entries), *map(_worked, tasks)], key=lambda one: one.at)
     rows = [one.row() for one in moments]
     if tables.for_scripts(args, rows, rows):
@@ -46,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     for session in dict.fromkeys(one.session for one in moments):
         mine = [one for one in moments if one.session == session]
         tables.for_people(f"session {session}", ("when", "what"), _lines(mine))
+    if len(newest) > len(entries):
+        print(f"These are the newest {len(entries)}; `--last N` shows more.")
     return _GOOD
 
 
