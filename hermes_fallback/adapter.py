@@ -441,7 +441,11 @@ class Adapter:
         if turn.platform == "cli" and ((turn.live.found and not _BESIDE.fullmatch(session_id)) or host.is_silent()):
             return None
         summary = self._summary(turn)
-        return None if summary is None or host.is_no_reply(response_text) else f"{response_text}\n\n{summary}"
+        if summary is None or host.is_no_reply(response_text):
+            return None
+        # An editor would get a streamed answer once more, if it were another one now (0.19 acp_adapter/server.py).
+        is_shown = turn.platform == "acp" and turn.live.add_to_answer(summary)
+        return None if is_shown else f"{response_text}\n\n{summary}"
 
     def on_session_end(self, *, turn_id: str = "", **_: object) -> None:
         """The turn is over (not the session: DESIGN.md, fact 7)."""
@@ -608,7 +612,7 @@ class Adapter:
             message=turn.message,
             platform=turn.platform,
             toolsets=host.toolsets_of(request.get("tools")),
-            cwd=host.working_folder(),
+            cwd=turn.live.working_folder or host.working_folder(),
         )
         found = kinds.kind_of(turn.config, facts)
         # From here on; where the type cannot be found, each call stays local.

@@ -23,7 +23,7 @@ from .budget import Usage, told_tokens
 from .config import Config
 from .events import UNCHANGED, CallFailed, CallFailure, ReplySign, ToolFailed, ToolSucceeded
 from .fingerprint import Fingerprint
-from .live import approval_callback
+from .live import approval_callback, is_unattended
 from .names import Names
 from .replies import Call, LocalReply, without_thinking
 from .task import Consent
@@ -417,7 +417,7 @@ def ask_person(question: str, *, key: str, platform: str) -> Consent:
             given=False, why="this Hermes cannot ask (from 0.18 on it can); write `confirm: never`, or update it"
         )
     # Sub-agents are answered by a rule of Hermes's, not by a person (0.19 tools/delegate_tool.py).
-    if platform in {"cron", "subagent"} or is_silent():
+    if platform in {"cron", "subagent"} or is_silent() or is_unattended():
         return Consent(given=False, why="nobody is there to be asked")
     # Hermes's gate says yes without asking in these two cases, and in no other (0.19 tools/approval.py
     # `_run_approval_gate`); where the first cannot be read, whatever switches questions off counts.

@@ -39,6 +39,12 @@ class LiveAgent:
         return key if isinstance(key, str) and key else None
 
     @property
+    def working_folder(self) -> str | None:
+        """The folder of an editor's session (0.17 to 0.19 acp_adapter/session.py), which only its agent knows."""
+        folder = getattr(self._agent, "session_cwd", None)
+        return folder if isinstance(folder, str) and folder else None
+
+    @property
     def streams(self) -> bool:
         """Whether somebody sees text as it is written."""
         return self._call("_has_stream_consumers") is True
@@ -49,6 +55,9 @@ class LiveAgent:
         What was streamed before is closed first. A provider's words may be in the line: a terminal obeys none of them.
         """
         self.close_stream()
+        if getattr(self._agent, "platform", None) == "acp":
+            # An editor has no place for it but among the thoughts (0.17 to 0.19 acp_adapter/server.py).
+            return self._call("reasoning_callback", f"{plain(line)}\n") is not _ABSENT
         return self._call("_emit_status", plain(line)) is not _ABSENT
 
     def close_stream(self) -> None:
@@ -64,10 +73,13 @@ class LiveAgent:
 
         Only then: the CLI takes whatever was streamed for the answer, and would not show one that was not.
         """
-        line = plain(line)
+        if not self.add_to_answer(line):
+            self._call("_emit_status", plain(line))
+
+    def add_to_answer(self, line: str) -> bool:
+        """Show a line below the answer, if that was streamed; tell whether it was."""
         streamed = bool(getattr(self._agent, "_current_streamed_assistant_text", ""))
-        if not (streamed and self.stream(f"\n\n{line}\n")):
-            self._call("_emit_status", line)
+        return streamed and self.stream(f"\n\n{plain(line)}\n")
 
     def begin_answer(self) -> bool:
         """Make ready for text that replaces what was streamed before: stop the spinner, forget what was delivered."""
@@ -131,23 +143,46 @@ def find_agent(next_call: Callable[..., object]) -> LiveAgent:
 def approval_callback() -> Callable[..., str] | None:
     """Return what the CLI asks a person with on this thread, without the answer "always": money is not given for good.
 
-    None where there is none, or it cannot be found (0.19 tools/terminal_tool.py): Hermes looks for itself then.
+    None where there is none, or it cannot be found (0.19 tools/terminal_tool.py): Hermes looks for itself then. The
+    callback of `hermes chat -q` waits for a screen that is not drawn (0.19 cli.py); so the terminal is asked.
     """
-    try:
-        from tools.terminal_tool import _get_approval_callback  # noqa: PLC0415  # only there when Hermes runs
-
-        ask = _get_approval_callback()
-    except Exception:  # private code of another version may fail in any way
-        logger.debug("the CLI's approval callback cannot be found", exc_info=True)
-        return None
+    ask = _approval_callback()
     if ask is None:
         return None
+    if _cli_without_screen(ask) is not None:
+        from tools.approval import prompt_dangerous_approval  # noqa: PLC0415  # only there when Hermes runs
+
+        ask = prompt_dangerous_approval
 
     def asked(command: str, description: str, **options: Any) -> str:
         answer: str = ask(command, description, **{**options, "allow_permanent": False})
         return answer
 
     return asked
+
+
+def is_unattended() -> bool:
+    """Tell whether `hermes chat -q` works for a script: there is no terminal, or its answer alone is wanted (`-Q`)."""
+    cli = _cli_without_screen(_approval_callback())
+    if cli is None:
+        return False
+    return not sys.stdin.isatty() or bool(getattr(getattr(cli, "agent", None), "suppress_status_output", False))
+
+
+def _approval_callback() -> Callable[..., str] | None:
+    try:
+        from tools.terminal_tool import _get_approval_callback  # noqa: PLC0415  # only there when Hermes runs
+
+        found: Callable[..., str] | None = _get_approval_callback()
+    except Exception:  # private code of another version may fail in any way
+        logger.debug("the CLI's approval callback cannot be found", exc_info=True)
+        return None
+    return found
+
+
+def _cli_without_screen(ask: object) -> object | None:
+    cli = getattr(ask, "__self__", None)
+    return cli if getattr(cli, "_app", cli) is None else None
 
 
 def streams_as_written(agent_class: object) -> bool:

@@ -74,7 +74,8 @@ class Terminal:
 
     def _read(self) -> None:
         try:
-            self._stream.feed(self._child.read_nonblocking(65536, timeout=0.2))
+            # pyte leaves out whatever is written behind a variation selector.
+            self._stream.feed(self._child.read_nonblocking(65536, timeout=0.2).replace(b"\xef\xb8\x8f", b""))
         except pexpect.TIMEOUT:
             pass
         except pexpect.EOF:
@@ -110,6 +111,35 @@ def running(home: Path, block: str, *arguments: str) -> Iterator[Terminal]:
             yield made
         finally:
             made.close()
+
+
+@pytest.mark.skipif(not host.can_ask(), reason="this Hermes cannot ask")
+@pytest.mark.parametrize(("answer", "arguments"), [("o", ()), ("d", ()), (None, ("-Q",))])
+def test_a_single_query_asks_for_money(tmp_path: Path, answer: str | None, arguments: tuple[str, ...]) -> None:
+    """`hermes chat -q` on a terminal puts the question there, and waits for no screen; `-Q` is for scripts."""
+    home = tmp_path / "home"
+    home.mkdir()
+    block = "model_routing: {fallback: {provider: openai, model: gpt-5.4}, fallback_policy: {confirm: always}}\n"
+
+    def stuck(request: dict[str, Any], _index: int) -> Answer:
+        done = sum(message["role"] == "tool" for message in request["messages"])
+        return call("read_file", path=f"/nowhere/{done}") if done < 3 else say("The local model gave up.")
+
+    with Endpoint(stuck) as local, Endpoint(paid_model, strict=True, key=KEY) as paid:
+        (home / "config.yaml").write_text(config_text(local.url, block))
+        env = {"HERMES_HOME": str(home), "HOME": str(home), "OPENAI_BASE_URL": paid.url, "OPENAI_API_KEY": KEY}
+        terminal = Terminal(home, env, "chat", "-q", "get stuck", *arguments)
+        try:
+            began = time.monotonic()
+            if answer is not None:
+                terminal.shows("Let openai/gpt-5.4 take over from qwen3.6:9b, because read_file failed 3 times")
+                terminal.shows("Choice")
+                terminal.type(answer)
+            terminal.shows("The stronger answer." if answer == "o" else "The local model gave up.")
+            assert time.monotonic() - began < 50, "a minute is how long Hermes waits for an answer"
+        finally:
+            terminal.close()
+        assert len(paid.requests) == (answer == "o")
 
 
 @pytest.fixture

@@ -185,9 +185,37 @@ def test_acp(tmp_path: Path) -> None:
         editor.ask("initialize", protocolVersion=1, clientCapabilities={})
         session = editor.ask("session/new", cwd=str(tmp_path), mcpServers=[])["sessionId"]
         editor.ask("session/prompt", sessionId=session, prompt=[{"type": "text", "text": "get stuck"}])
-        shown = json.dumps(editor.heard, ensure_ascii=False)
-        assert "paid answer" in shown
-        assert "⚡ openai/gpt-5.4 helped, because read_file failed 3 times: file not found" in shown
+        updates = [one["params"]["update"] for one in editor.heard if one.get("method") == "session/update"]
+
+        def said(kind: str) -> str:
+            return "".join(one["content"]["text"] for one in updates if one["sessionUpdate"] == kind)
+
+        assert "⚡ qwen3.6:9b → openai/gpt-5.4: read_file failed 3 times: file not found" in said("agent_thought_chunk")
+        answer = said("agent_message_chunk")
+        assert answer.count("paid answer") == 1
+        assert answer.count("⚡ openai/gpt-5.4 helped, because read_file failed 3 times: file not found") == 1
+
+
+def test_acp_knows_the_folder(tmp_path: Path) -> None:
+    """A type of task by folder goes by that of the editor's session, not by the one that Hermes was started in."""
+    code, other = tmp_path / "code", tmp_path / "other"
+    code.mkdir()
+    other.mkdir()
+    kinds = [{"name": "coding", "match": {"cwd": [str(code)]}, "start_on": "fallback"}]
+    routing = {"fallback": {"provider": "openai", "model": "gpt-5.4"}, "task_types": kinds}
+    with (
+        Endpoint(stuck_or_not) as local,
+        Endpoint(lambda *_: say("paid answer"), strict=True, key=KEY) as paid,
+        program(
+            "acp_adapter", tmp_path / "home", local=local, paid=paid, block=json.dumps({"model_routing": routing})[1:-1]
+        ) as editor,
+    ):
+        editor.ask("initialize", protocolVersion=1, clientCapabilities={})
+        for folder, cost in ((other, 0), (code, 1)):
+            before = len(paid.requests)
+            session = editor.ask("session/new", cwd=str(folder), mcpServers=[])["sessionId"]
+            editor.ask("session/prompt", sessionId=session, prompt=[{"type": "text", "text": "hello"}])
+            assert len(paid.requests) - before == cost
 
 
 ASKING = "model_routing: {fallback: {provider: openai, model: gpt-5.4}, fallback_policy: {confirm: first_in_session}}\n"
