@@ -304,16 +304,17 @@ def local_turn(home: Path, url: str, *, calls: int, warming: bool) -> float:
     """
     from openai import OpenAI  # noqa: PLC0415
 
+    from hermes_fallback import config, lazy_litellm, turn  # noqa: PLC0415  # after the environment is set
+
     _world(home, url)
     client = OpenAI(base_url=url, api_key=KEY)
     _say_hi(client)
     began = time.monotonic()
     if warming:
-        from hermes_fallback import config, lazy_litellm  # noqa: PLC0415
-
         lazy_litellm.warm(config.parse({"fallback": MODEL}, host_has_chain=False).ladder)
     for _ in range(calls):
-        _say_hi(client)
+        # As the adapter makes it.
+        turn.LocalCall(lambda _: _say_hi(client), {}).reply()
     return time.monotonic() - began
 
 

@@ -14,6 +14,7 @@ from .journal import Journal
 from .ledger import Ledger
 from .live import LiveAgent, find_agent
 from .names import Names
+from .pauses import local_calls
 from .replies import Tools
 
 
@@ -112,4 +113,8 @@ class LocalCall:
         if self._used:
             return self.live.call_again(request)
         self._used = True
-        return self._next_call(dict(request))
+        local_calls.add(self)
+        try:
+            return self._next_call(dict(request))
+        finally:
+            local_calls.discard(self)

@@ -75,6 +75,10 @@ UNREACHED: dict[str, set[str]] = {
 
 # Nor where the session is off: it has nothing to sum up.
 UNREACHED_OFF = {
+    "transform_llm_output": {
+        'is_shown = turn.platform == "acp" and turn.live.add_to_answer(summary)',
+        'return None if is_shown else f"{response_text}\\n\\n{summary}"',
+    },
     "on_session_end": {
         'logger.info("task finished session=%s: %s", turn.session_id, summary.removeprefix(f"{SIGN} "))',
         'if turn.platform == "cli" and not host.is_silent() and not turn.config.policy.is_shadow:',

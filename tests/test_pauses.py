@@ -1,0 +1,107 @@
+"""While litellm is loaded for later, a local model that needs all cores has them; nobody else waits for that."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from hermes_fallback import lazy_litellm
+from hermes_fallback.pauses import Pauses, local_calls
+from tests.world import World
+
+BEGINNING = """\
+import faulthandler, gc, os, sys, threading, time
+faulthandler.dump_traceback_later(50, exit=True)  # where it hangs
+from hermes_fallback import lazy_litellm, pauses
+from hermes_fallback.config import Tier
+
+looks = []
+pauses.Pauses._looks_full = lambda self: looks.append(1) or {is_full}
+interval = sys.getswitchinterval()
+pauses.local_calls.add("a call")
+lazy_litellm.warm([Tier("openai", "gpt-5.4")])
+
+def is_loaded():
+    return hasattr(sys.modules.get("litellm"), "completion")
+
+def wait_for(condition):
+    while not condition():
+        time.sleep(0.02)
+
+wait_for(lambda: looks)
+"""
+
+IN_A_PAUSE = """\
+time.sleep(1.0)
+print(is_loaded(), gc.isenabled(), sys.getswitchinterval() == interval, os.environ.get("LITELLM_MODE"))
+"""
+
+ENDS = {
+    "the call ends": "pauses.local_calls.clear()\nwait_for(lambda: threading.active_count() == 1)\n",
+    "an escalation needs it": "lazy_litellm.load()\n",
+    "another program imports it": "import litellm\nlitellm.completion\n",
+    "the process ends": "print(True, gc.isenabled())\nsys.exit()\n",
+}
+
+
+def run(code: str, *, is_full: bool) -> list[str]:
+    """Run a program that loads litellm in the background while a local model is being called; return what it prints."""
+    environment = {name: value for name, value in os.environ.items() if name != "LITELLM_MODE"}
+    done = subprocess.run(
+        [sys.executable, "-c", BEGINNING.format(is_full=is_full) + code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=environment,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_pause(end: str) -> None:
+    """Nothing is loaded while the call is being made, all is as before; and it ends when somebody waits for it."""
+    paused, after = run(f"{IN_A_PAUSE}{ENDS[end]}print(is_loaded(), gc.isenabled())\n", is_full=True)
+    assert paused == "False True True None"
+    assert after == "True True"
+
+
+def test_no_pause_where_a_core_is_free() -> None:
+    """One look, and then it is loaded while calls are being made."""
+    assert run("wait_for(is_loaded)\nprint(len(looks))\n", is_full=False) == ["1"]
+
+
+def test_a_full_machine_is_recognised() -> None:
+    """With a busy program for each core, it is."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        time.sleep(0.5)
+        pauses = Pauses("litellm", until=threading.Event(), outside=lazy_litellm._as_before)  # noqa: SLF001
+        assert pauses._looks_full()  # noqa: SLF001
+    finally:
+        for one in busy:
+            one.kill()
+            one.wait()
+
+
+def test_calls_of_the_local_model_are_known(world: World) -> None:
+    """While one is being made, and not after it, however it ends."""
+    seen: list[int] = []
+
+    def answers(_request: object, _index: int) -> object:
+        seen.append(len(local_calls))
+        message = "the endpoint breaks off"
+        raise ConnectionResetError(message)
+
+    before = len(local_calls)
+    world.local.script = answers  # type: ignore[assignment]
+    world.configure("model_routing: {fallback: {provider: openai, model: gpt-5.4}}\n")
+    world.ask()
+    assert set(seen) == {before + 1}
+    assert len(local_calls) == before
