@@ -109,8 +109,8 @@ _IN_PLACE = tuple(
                 r"|(?:x-amz-|x-goog-)?signature)=(?P<secret>[\w.~%+/=-]{8,})"
             ),
         ),
-        ("hooks.slack.com/", r"hooks\.slack\.com/services/(?P<secret>T\w+/B\w+/\w+)"),
-        ("/api/webhooks/", r"/api/webhooks/\d+/(?P<secret>[\w-]{40,})"),
+        # Slack's and Discord's.
+        ("hooks", r"hooks(?:\.slack\.com/services|/\d+)/(?P<secret>T\w+/B\w+/\w+|[\w-]{40,})"),
         # Headers, as sent and as written in code.
         (
             "authorization",
@@ -164,7 +164,7 @@ _IN_PLACE = tuple(
         (
             "password|identified",
             (
-                rf"(?i:\b(?:password(?:\sis|\sfor\s(?:user\s)?{_VALUE}{{1,60}}:)?|identified\s(?:with\s\S{{1,60}}\s)?by)\s)"
+                rf"(?i:\b(?:password(?: is| for (?:user )?{_VALUE}{{1,60}}:)?|identified (?:with {_VALUE}{{1,60}} )?by) )"
                 rf"{_QUOTE}?(?P<secret>(?<=[\"'])(?={_VALUE}{{0,300}}\d){_VALUE}{{6,300}}|{_SAID})"
             ),
         ),
@@ -174,12 +174,13 @@ _IN_PLACE = tuple(
 # A cookie may be a session; of those of a header each is looked at.
 _COOKIES = Hinted("cookie", rf"(?:[Cc]ookie|COOKIE){_QUOTE}?[\s:=]{{1,3}}{_QUOTE}?[^\n\\\"']{{20,8000}}", 0)
 _COOKIE = re.compile(
-    r"(?<![^\s;:=\"'])[\w.-]{1,100}=(?P<secret>(?=[^\s;]*\d)(?=[^\s;]*[A-Za-z])(?=[^\s;]*[A-Za-z0-9]{12})[\w.~+/=%-]{20,4000})"
+    r"(?<![^\s;:=\"'])[\w.-]{1,100}="
+    r"(?P<secret>(?=[^\s;]*\d)(?=[^\s;]*[A-Za-z])(?=[^\s;]*[A-Za-z0-9]{12})[\w.~+/=%-]{20,4000})"
 )
 
 # `pass` alone is a statement, a verdict, a word: as a name it has its sign or quotation mark at once.
 _PASSWORD = (
-    r"(?:password|passwd|passphrase|passwort|pwd|(?<=[_-])pass"  # a pattern
+    r"(?:password|passwd|passphrase|passwort|pwd|(?<=[_-])pass"
     rf"|(?<![A-Za-z0-9!#$%^&*+~](?<!\\[nrt]))pass(?={_QUOTE}|[:=]|$))"
 )
 _KEY = (
@@ -188,8 +189,8 @@ _KEY = (
     r"|key[_-]data)"
 )
 _NAME = rf"(?P<name>[\w.-]{{0,60}}?(?i:{_PASSWORD}|{_KEY})_?\d?)"
-# All that stands in a pair of quotes, or its first word.
-_WORDS = rf"(?P<words>(?P<secret>{_VALUE}+)(?(quote)(?:(?: {_VALUE}+){{1,12}}(?=(?P=quote)))?))"
+# All words in a pair of quotes, but for those that may be an assignment themselves; or the first.
+_WORDS = rf"(?P<words>(?P<secret>{_VALUE}+)(?(quote)(?:(?: (?:(?![=:]){_VALUE})+){{1,12}}(?=(?P=quote)))?))"
 _NAMED = tuple(
     Hinted(
         "passw|passphrase|pwd|_pass|-pass|pass:|pass=|pass\"|pass'|pass\\|secret|token|credential|key",
@@ -205,7 +206,7 @@ _NAMED = tuple(
         ),
         # `define('DB_PASSWORD', '…')`, `config.set('database', 'password', '…')`, `setdefault("API_KEY", "…")`.
         (
-            r"(?:define|set|get|env|default|put|[Ii]tem|[Pp]roperty)\(\s?"
+            r"(?:[sg]et(?:Item|Property)?|put|env|de(?:fine|fault))\(\s?"
             rf"(?:{_QUOTE}[\w.-]{{1,60}}{_QUOTE},\s?)?{_QUOTE}{_NAME}(?P<sign>{_QUOTE},\s?)(?P<quote>{_QUOTE}){_WORDS}"
         ),
         # `<password>…</password>`: the end of the tag is as good as a quotation mark.
@@ -215,8 +216,8 @@ _NAMED = tuple(
 )
 # The user and the password of a registry, in Docker's config.json and in .npmrc.
 _AUTH = Hinted(
-    'auth"|auth\\|_auth',
-    rf"(?P<name>_auth|(?<![A-Za-z0-9])auth(?={_QUOTE}))(?P<sign>{_QUOTE}?\s?[:=]\s?)(?P<quote>{_QUOTE})?"
+    '"auth|_auth',
+    rf"(?P<name>_auth|(?<=\")auth(?={_QUOTE}))(?P<sign>{_QUOTE}?\s?[:=]\s?)(?P<quote>{_QUOTE})?"
     r"(?P<words>(?P<secret>[A-Za-z0-9+/]{8,4000}={0,2}))",
     0,
 )
