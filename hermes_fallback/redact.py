@@ -146,7 +146,7 @@ _IN_PLACE = tuple(
         (
             "login",
             (
-                rf"(?P<machine>{_START}machine(?:{_GAP}{_VALUE}{{1,200}}+){{1,3}}?{_GAP})?"
+                rf"(?P<machine>{_START}(?:machine(?:{_GAP}{_VALUE}{{1,200}}+){{1,3}}?|default){_GAP})?"
                 rf"{_START}login{_GAP}{_VALUE}{{1,200}}+{_GAP}password{_GAP}"
                 # Without a machine it may be prose.
                 rf"(?P<secret>(?(machine)|(?={_VALUE}{{0,300}}\d)){_VALUE}+)"
@@ -164,7 +164,7 @@ _IN_PLACE = tuple(
         (
             "password|identified",
             (
-                rf"(?i:\b(?:password(?: is| for (?:user )?{_VALUE}{{1,60}}:)?|identified (?:with {_VALUE}{{1,60}} )?by) )"
+                rf"(?i:\b(?:password(?: is| for (?:user )?{_VALUE}{{1,60}}:)?|identified (?:with \w{{1,60}} )?by) )"
                 rf"{_QUOTE}?(?P<secret>(?<=[\"'])(?={_VALUE}{{0,300}}\d){_VALUE}{{6,300}}|{_SAID})"
             ),
         ),

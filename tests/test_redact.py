@@ -64,6 +64,8 @@ SECRETS = [
     ("db:\n  password: hunter2\n  port: 5432", "hunter2"),
     ("password = Tr0ub4dor&3", "Tr0ub4dor&3"),
     ("api_key: 9aF3kLmQ82xZpT61", "9aF3kLmQ82xZpT61"),
+    ("password: 'see token=9aF3kLmQ82xZpT61aa'", "9aF3kLmQ82xZpT61aa"),
+    ("SMTP_PASS=Qz7abcdef", "Qz7abcdef"),
     ("//registry.npmjs.org/:_authToken=0a1b2c3d4e5f6a7b8c9d", "0a1b2c3d4e5f6a7b8c9d"),
     ("https://hooks.slack.com/services/T000/B000/XXXXyyyy0000", "T000/B000/XXXXyyyy0000"),
 ]
@@ -85,6 +87,7 @@ PLACES = [
     # What a program, a file format or a person has around a secret; and the secret in it.
     ("     1|machine h\n     2|  login me\n     3|  password Qz7abcdef9\n     4|", "Qz7abcdef9"),
     ("     1|machine h\n     2|login me\n     3|password correcthorse", "correcthorse"),
+    ("     1|default\n     2|login me\n     3|password correcthorse", "correcthorse"),
     ('{"auth": {"user": "me", "pass": "Qz7nodemailer"}}', "Qz7nodemailer"),
     ("smtp:\n  user: me\n  pass: Qz7nodemailer\n", "Qz7nodemailer"),
     ("pass: hunter2", "hunter2"),
