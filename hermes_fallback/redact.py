@@ -18,6 +18,7 @@ leaves the head and the tail of a key, which is meant for a log on this machine.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -36,7 +37,7 @@ Message = dict[str, Any]
 _SALT = os.urandom(16)
 
 # Where a word may begin in text that may be JSON: behind an escaped line break too, whose second half is a letter.
-_START = r"(?:(?<![A-Za-z0-9_\\-])|(?<=\\[nrt]))"
+_START = r"(?<![A-Za-z0-9_\\-](?<!\\[nrt]))"
 _END = r"(?![A-Za-z0-9_-])"
 
 # Published by the vendors, most of them for secret scanners. The lengths keep words away that begin in the same way.
@@ -59,8 +60,8 @@ _FORMS = (
     r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",  # JSON web token
 )
 _FORM = Hinted(
-    "sk-|sk_|rk_|whsec_|gho_|ghp_|ghs_|ghu_|ghr_|github_pat_|glpat-|gldt-|glrt-|glcbt-|glptt-|glft-|glsoat-|xox|xapp-|AKIA"
-    "|ASIA|ABIA|ACCA|AIza|ya29.|GOCSPX-|hf_|r8_|gsk_|xai-|pplx-|tvly-|fw_|csk-|nvapi-|npm_|pypi-|dckr_pat_|rubygems_|SG."
+    "sk-|sk_|rk_|whsec_|gho_|ghp_|ghs_|ghu_|ghr_|_pat_|glpat-|gldt-|glrt-|glcbt-|glptt-|glft-|glsoat-|xox|xapp-|AKIA"
+    "|ASIA|ABIA|ACCA|AIza|ya29.|GOCSPX-|hf_|r8_|xai-|pplx-|tvly-|fw_|nvapi-|npm_|pypi-|rubygems_|SG."
     "|key-|SK|_v1_|dapi|hvs.|hvb.|ATATT3|shp|ntn_|secret_|lin_api_|sbp_|sntry|:AA|AGE-SECRET-KEY-|eyJ",
     f"{_START}(?:{'|'.join(_FORMS)}){_END}",
     0,
@@ -84,6 +85,17 @@ _LINE_MARKS = (re.compile(r"\s*\d+(?:\||\t|:|-|→)"), re.compile(r"[+-]"))
 # A value goes no further than its quotes; in JSON, no further than a backslash.
 _VALUE = r"""[^\s"'`\\,;<>]"""
 _QUOTE = r"""(?:\\*["'])"""
+# Of a command line: what stands between a program and its option, and the secret that follows the option.
+_OPTIONS = r"(?:[^\n\\|;&]|\\[^n]){0,200}?"
+_ARGUMENT = rf"{_QUOTE}?(?P<secret>(?={_VALUE}{{0,300}}\d){_VALUE}{{6,300}})"
+# Between the words of .netrc: line breaks too, as they are in JSON and behind the line numbers of `read_file`.
+_GAP = r"(?:\s|\\++[nrt]|\d++\|){1,40}+"
+# What nobody writes in a sentence or in code but a password: small and capital letters and digits, which are neither a
+# name in camel case (`Sha256Hash`) nor joined to a word (`SHA256-hashed`).
+_SAID = (
+    rf"(?={_VALUE}{{0,99}}[a-z])(?={_VALUE}{{0,99}}[A-Z])(?={_VALUE}{{0,99}}\d)(?![a-z]*\d*(?:[A-Z]+[a-z]*\d*)+{_END})"
+    rf"(?!{_VALUE}{{0,99}}-[A-Za-z]{{3}})(?:(?![(){{}}\[\]]){_VALUE}){{5,99}}[^\s\"'`\\,;<>.:?(){{}}\[\]]"
+)
 _IN_PLACE = tuple(
     Hinted(hints, pattern, 0)
     for hints, pattern in (
@@ -91,14 +103,14 @@ _IN_PLACE = tuple(
         ("://", r"[a-z][a-z0-9+.-]{1,20}://[^\s:/@\"'`\\<>]{0,100}:(?P<secret>[^\s/@\"'`\\<>]{1,300})@(?=[\w\[])"),
         ("://", r"[a-z][a-z0-9+.-]{1,20}://(?P<secret>[\w.~-]{16,300})@(?=[\w\[])"),
         (
-            "token=|key=|secret=|password=|sig=|signature=",
+            "?|&",
             (
                 r"[?&](?i:(?:access|refresh|id|auth|x-amz-security)?[_-]?token|api_?key|key|(?:client_)?secret|password|sig"
                 r"|(?:x-amz-|x-goog-)?signature)=(?P<secret>[\w.~%+/=-]{8,})"
             ),
         ),
-        ("hooks.slack.com/", r"hooks\.slack\.com/services/(?P<secret>T\w+/B\w+/\w+)"),
-        ("/api/webhooks/", r"/api/webhooks/\d+/(?P<secret>[\w-]{40,})"),
+        # Slack's and Discord's.
+        ("hooks", r"hooks(?:\.slack\.com/services|/\d+)/(?P<secret>T\w+/B\w+/\w+|[\w-]{40,})"),
         # Headers, as sent and as written in code.
         (
             "authorization",
@@ -114,28 +126,99 @@ _IN_PLACE = tuple(
         ("bearer", r"(?i:\bbearer\s+)(?P<secret>(?=[\w.~+/=-]*\d)[\w.~+/=-]{16,})"),
         # Command lines and .netrc.
         ("-u", rf"(?:\s-u|--user)[ =]{_QUOTE}?[\w.@+-]+:(?P<secret>(?=\d{{0,20}}[^\s\d]){_VALUE}{{4,300}})"),
+        ("--", rf"--(?:password|passphrase|token|secret|api-key)[ =]{_ARGUMENT}"),
         (
-            "--password|--passphrase|--token|--secret|--api-key",
+            " -p",
             (
-                rf"--(?:password|passphrase|token|secret|api-key)[ =]{_QUOTE}?"
-                rf"(?P<secret>(?={_VALUE}{{0,300}}\d){_VALUE}{{6,300}})"
+                rf"{_START}(?:(?:sshpass|(?:docker|podman|nerdctl|buildah|helm\s+registry)\s+login{_OPTIONS}) -p[ =]?"
+                # Behind a blank it is a database; `docker run --name mysql -p3306:3306` has ports.
+                rf"|(?:mysql|mariadb)[\w-]*{_OPTIONS} -p(?=[\d.:]*[^\d.:\s])){_ARGUMENT}"
             ),
         ),
-        ("login", rf"\blogin\s+\S+\s+password\s+(?P<secret>{_VALUE}+)"),
+        ("redis-cli|requirepass", rf"{_START}(?:redis-cli{_OPTIONS} -a|requirepass)\s{_ARGUMENT}"),
+        (
+            "chpasswd",
+            (
+                rf"[\w.-]{{1,32}}:(?P<secret>{_VALUE}{{4,300}}+)(?:\\n)?{_QUOTE}?\s{{0,9}}\|\s{{0,9}}"
+                r"(?:sudo\s)?(?:/[\w/]{1,60}/)?chpasswd\b"
+            ),
+        ),
+        (
+            "login",
+            (
+                rf"(?P<machine>{_START}(?:machine(?:{_GAP}{_VALUE}{{1,200}}+){{1,3}}?|default){_GAP})?"
+                rf"{_START}login{_GAP}{_VALUE}{{1,200}}+{_GAP}password{_GAP}"
+                # Without a machine it may be prose.
+                rf"(?P<secret>(?(machine)|(?={_VALUE}{{0,300}}\d)){_VALUE}+)"
+            ),
+        ),
+        # PostgreSQL's .pgpass: alone on its line, with the usual ports or any.
+        (
+            ":543|:*:",
+            (
+                r"(?:^|(?<=[\n\"|])|(?<=\\n))[\w.*-]{1,200}:(?:543\d{1,2}|\*):[^\s:\"'\\]{1,63}:[^\s:\"'\\]{1,63}"
+                r":(?P<secret>(?=[^\s:\"'\\]{0,300}\d)[^\s:\"'\\]{4,300})(?=[\n\r\"]|\\+[nr\"]|$)"
+            ),
+        ),
+        # What is said, and SQL.
+        (
+            "password|identified",
+            (
+                rf"(?i:\b(?:password(?: is| for (?:user )?{_VALUE}{{1,60}}:)?|identified (?:with \w{{1,60}} )?by) )"
+                rf"{_QUOTE}?(?P<secret>(?<=[\"'])(?={_VALUE}{{0,300}}\d){_VALUE}{{6,300}}|{_SAID})"
+            ),
+        ),
     )
 )
 
-_PASSWORD = r"(?:password|passwd|passphrase|passwort|pwd|(?<=[_-])pass)"  # noqa: S105  # a pattern
+# A cookie may be a session; of those of a header each is looked at.
+_COOKIES = Hinted("cookie", rf"(?:[Cc]ookie|COOKIE){_QUOTE}?[\s:=]{{1,3}}{_QUOTE}?[^\n\\\"']{{20,8000}}", 0)
+_COOKIE = re.compile(
+    r"(?<![^\s;:=\"'])[\w.-]{1,100}="
+    r"(?P<secret>(?=[^\s;]*\d)(?=[^\s;]*[A-Za-z])(?=[^\s;]*[A-Za-z0-9]{12})[\w.~+/=%-]{20,4000})"
+)
+
+# `pass` alone is a statement, a verdict, a word: as a name it has its sign or quotation mark at once.
+_PASSWORD = (
+    r"(?:password|passwd|passphrase|passwort|pwd|(?<=[_-])pass"
+    rf"|(?<![A-Za-z0-9!#$%^&*+~](?<!\\[nrt]))pass(?={_QUOTE}|[:=]|$))"
+)
 _KEY = (
     r"(?:secret|token|credentials?"
-    r"|(?:api|access|secret|private|auth|account|encryption|signing|master|storage|licen[cs]e|deploy|webhook)[_-]?key)"
+    r"|(?:api|access|secret|private|auth|account|encryption|signing|master|storage|licen[cs]e|deploy|webhook)[_-]?key"
+    r"|key[_-]data)"
 )
-_NAMED = Hinted(
-    "password|passwd|passphrase|passwort|pwd|_pass|-pass|secret|token|credential|key",
-    # The name goes to the end of its word, and a sign follows: to look for that first is fast, where dots join words.
-    rf"(?:(?<![A-Za-z0-9_\\])|(?<=\\[nrt]))(?=[\w.-]{{3,85}}+{_QUOTE}?\s?[=:])"
-    rf"(?P<name>[\w.-]{{0,60}}?(?i:{_PASSWORD}|{_KEY})_?\d?)"
-    rf"(?P<sign>{_QUOTE}?\s?(?:=>|:=|=|:)\s?)(?P<quote>{_QUOTE})?(?P<secret>[^\s\"'`\\,;<>]+)",
+_NAME = rf"(?P<name>[\w.-]{{0,60}}?(?i:{_PASSWORD}|{_KEY})_?\d?)"
+# All words in a pair of quotes, but for those that may be an assignment themselves; or the first.
+_WORDS = rf"(?P<words>(?P<secret>{_VALUE}+)(?(quote)(?:(?: (?:(?![=:]){_VALUE})+){{1,12}}(?=(?P=quote)))?))"
+_NAMED = tuple(
+    Hinted(
+        "passw|passphrase|pwd|_pass|-pass|pass:|pass=|pass\"|pass'|pass\\|secret|token|credential|key",
+        pattern,
+        0,
+    )
+    for pattern in (
+        # The name goes to the end of its word, and a sign follows: to look for that first is fast, where dots join
+        # words. After a name in quotes a bracket may close: `os.environ["DB_PASSWORD"] = …`.
+        (
+            rf"(?<![A-Za-z0-9_\\](?<!\\[nrt]))(?=[\w.-]{{3,85}}+(?:{_QUOTE}\]?)?\s?[=:]){_NAME}"
+            rf"(?P<sign>(?:{_QUOTE}\]?)?\s?(?:=>|:=|=|:)\s?)(?P<quote>{_QUOTE})?{_WORDS}"
+        ),
+        # `define('DB_PASSWORD', '…')`, `config.set('database', 'password', '…')`, `setdefault("API_KEY", "…")`.
+        (
+            r"(?:[sg]et(?:Item|Property)?|put|env|de(?:fine|fault))\(\s?"
+            rf"(?:{_QUOTE}[\w.-]{{1,60}}{_QUOTE},\s?)?{_QUOTE}{_NAME}(?P<sign>{_QUOTE},\s?)(?P<quote>{_QUOTE}){_WORDS}"
+        ),
+        # `<password>…</password>`: the end of the tag is as good as a quotation mark.
+        rf"<(?:\w{{1,20}}:)?{_NAME}(?P<sign>(?:\s[^<>]{{0,100}})?)(?P<quote>>)(?P<words>(?P<secret>[^\s<>\\]+))<\\?/",
+        rf"configure set {_NAME}(?P<sign>)(?P<quote>\s{_QUOTE}?){_WORDS}",
+    )
+)
+# The user and the password of a registry, in Docker's config.json and in .npmrc.
+_AUTH = Hinted(
+    '"auth|_auth',
+    rf"(?P<name>_auth|(?<=\")auth(?={_QUOTE}))(?P<sign>{_QUOTE}?\s?[:=]\s?)(?P<quote>{_QUOTE})?"
+    r"(?P<words>(?P<secret>[A-Za-z0-9+/]{8,4000}={0,2}))",
     0,
 )
 _IS_PASSWORD = re.compile(rf"(?i){_PASSWORD}_?\d?$")
@@ -148,9 +231,16 @@ _REFERENCE = re.compile(
     r"""|(?i:\**|x+|\.+|none|null|nil|true|false|undefined|redacted.*|your[-_].*|changeme|example)$|«|[a-z]+://"""
 )
 _WORD = re.compile(r"[A-Za-z_][A-Za-z_.-]*\d{0,3}")
-_RANDOM = re.compile(r"(?=[^\s]*\d)(?=[^\s]*[A-Za-z])[\w.~+/=-]*[A-Za-z0-9]{12,}[\w.~+/=-]*")
+# Words as in a sentence or on a button are what stands under `password` in messages and translations. Others are a
+# password when one of them has a digit beside a letter; so are Google's and WordPress's for programs, groups of four.
+_PHRASE = re.compile(
+    r"(?i)(?!.*\b(?:a|an|and|are|as|at|be|by|can|char\w*|enter|for|from|has|have|if|in|is|it|least|must|new|no|not|of|on|or"
+    r"|pass\w*|please|required|set|should|than|that|the|this|to|use|used|using|was|will|with|you|your)\b)"
+    r"(?:(?=.*(?:[a-z]\d|\d[a-z]))[a-z]\S*(?: \S+){2,}|[a-z0-9]{4}(?: [a-z0-9]{4}){3,5})"
+)
+_RANDOM = re.compile(r"(?=\S*\d)(?=\S*[A-Za-z])(?=\S*[A-Za-z0-9]{12})[\w.~+/=-]+")
 # What may stand in front of a name that begins its line: indentation, line numbers, `export`, a quotation mark.
-_LINE_HEAD = r"[\s>|\d\-{\"':a-z]*|//\S+:"
+_LINE_HEAD = r"[\s>|\d\-{\"':a-z]*(?://\S+:)?"
 _LINE_CHARS = 200
 # Short ones stand in a text by chance.
 _KNOWN_CHARS = 8
@@ -297,11 +387,19 @@ class _Redaction:
         for hinted in _IN_PLACE:
             if hinted.may_match(lower):
                 text = hinted.pattern.sub(self._put_in_place, text)
-        if _NAMED.may_match(lower):
-            text = _NAMED.pattern.sub(lambda match: self._put(match) if _is_assigned_secret(match) else match[0], text)
+        if _COOKIES.may_match(lower):
+            text = _COOKIES.pattern.sub(lambda match: _COOKIE.sub(self._put_in_place, match[0]), text)
+        if _NAMED[0].may_match(lower):
+            for hinted in _NAMED:
+                text = hinted.pattern.sub(self._put_named, text)
+        if _AUTH.may_match(lower):
+            text = _AUTH.pattern.sub(self._put_named, text)
+        return self._with_known_masked(text)
+
+    def _with_known_masked(self, text: str) -> str:
         for value, pattern in self._known.items():
             if value in text:
-                text = pattern.sub(mask(value), text)
+                text = pattern.sub(self._masks.of(value), text)
         return text
 
     def _parts(self, content: Any) -> Any:
@@ -338,10 +436,16 @@ class _Redaction:
     def _put_in_place(self, match: re.Match[str]) -> str:
         return match[0] if _REFERENCE.match(match["secret"]) else self._put(match)
 
-    def _put(self, match: re.Match[str]) -> str:
-        self._remember(match["secret"])
-        start, end = (at - match.start() for at in match.span("secret"))
-        return match[0][:start] + self._masks.of(match["secret"]) + match[0][end:]
+    def _put_named(self, match: re.Match[str]) -> str:
+        for group in ("words", "secret"):
+            if _is_assigned_secret(match, match[group]):
+                return self._put(match, group)
+        return match[0]
+
+    def _put(self, match: re.Match[str], group: str = "secret") -> str:
+        self._remember(match[group])
+        start, end = (at - match.start() for at in match.span(group))
+        return match[0][:start] + self._masks.of(match[group]) + match[0][end:]
 
     def _remember(self, secret: str) -> None:
         if _is_telling(secret, _KNOWN_CHARS):
@@ -377,8 +481,8 @@ def _as_in_its_file(key: str, *, in_json: bool) -> str:
     return "\n".join((head, *lines))
 
 
-def _is_assigned_secret(match: re.Match[str]) -> bool:
-    name, value, sign = match["name"], match["secret"], match["sign"]
+def _is_assigned_secret(match: re.Match[str], value: str) -> bool:
+    name, sign = match["name"], match["sign"]
     if name.isupper() and sign == "=":
         # A line of a .env file, or a variable set in front of a command: whatever stands there is the secret.
         return len(value) >= 4 and not _REFERENCE.match(value) and not value.isdigit()
@@ -388,18 +492,36 @@ def _is_assigned_secret(match: re.Match[str]) -> bool:
     before = re.split(r"\\n|\n", match.string[max(match.start() - _LINE_CHARS, 0) : match.start()])[-1]
     after = match.string[match.end() : match.end() + _LINE_CHARS]
     if not re.match(r"[ \t]*(?:#|\r|\n|\\[rn]|[\"']|$)", after) or not re.fullmatch(_LINE_HEAD, before):
-        return False
+        # Or it is said within a line.
+        return bool(
+            sign == ": " and _IS_PASSWORD.search(name) and re.match(_SAID, value) and not _REFERENCE.match(value)
+        )
     return _names_secret(name, value, quoted=sign != " = ")
 
 
 def _names_secret(name: str, value: str, *, quoted: bool) -> bool:
     """Tell whether `value` is a secret, standing under this name."""
-    if _REFERENCE.match(value) or _NO_SECRET.search(name) or re.search(r"\s", value):
+    if _REFERENCE.match(value) or _NO_SECRET.search(name):
         return False
+    if name.lower().endswith("auth"):
+        return _is_user_and_password(value)
+    if re.search(r"\s", value):
+        return _IS_PASSWORD.search(name) is not None and _PHRASE.fullmatch(value) is not None
+    if name.lower() == "pass" and (not _is_telling(value, 6) or re.fullmatch(r"[A-Za-z]+[_.-]\S*\d", value)):
+        return False  # a count, or a test that passed
     if _IS_PASSWORD.search(name):
         is_telling = re.search(r"[\d!@#$%^&*+?~]", value) is not None and not _IS_PASSWORD.search(value)
         return len(value) >= 5 and is_telling and not value.isdigit() and (quoted or not _WORD.fullmatch(value))
-    return bool(_IS_KEY.search(name)) and 16 <= len(value) <= 1000 and _RANDOM.fullmatch(value) is not None
+    return bool(_IS_KEY.search(name)) and 16 <= len(value) <= 10_000 and _RANDOM.fullmatch(value) is not None
+
+
+def _is_user_and_password(value: str) -> bool:
+    """Tell whether a value is `user:password` in base64."""
+    try:
+        written = base64.b64decode(value, validate=True).decode("ascii")
+    except ValueError:
+        return False
+    return ":" in written and written.isprintable()
 
 
 # How programs write letters that are not ASCII: JSON an ä as \u00e4, git as \303\244, Python as \xe4 or its bytes as

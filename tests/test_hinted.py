@@ -15,8 +15,9 @@ PATTERNS = {
     **{name: value for name, value in (vars(signs) | vars(replies)).items() if isinstance(value, Hinted)},
     **{f"_CLAIMS_DONE, {pattern.hints[0]}": pattern for pattern in signs._CLAIMS_DONE},  # noqa: SLF001
     **{words: hinted for hinted, words in fingerprint._ERROR_WORDS},  # noqa: SLF001
-    **{pattern.hints[0]: pattern for pattern in redact._IN_PLACE},  # noqa: SLF001
-    "_NAMED": redact._NAMED,  # noqa: SLF001
+    **{f"_IN_PLACE, {n}: {pattern.hints[0]}": pattern for n, pattern in enumerate(redact._IN_PLACE)},  # noqa: SLF001
+    **{f"_NAMED, {n}: {pattern.hints[0]}": pattern for n, pattern in enumerate(redact._NAMED)},  # noqa: SLF001
+    "_COOKIES": redact._COOKIES,  # noqa: SLF001
 }
 OWN_CASE = frozenset({"_MARKERS"})
 """Those that are looked for in a text as it is."""

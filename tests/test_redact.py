@@ -64,6 +64,8 @@ SECRETS = [
     ("db:\n  password: hunter2\n  port: 5432", "hunter2"),
     ("password = Tr0ub4dor&3", "Tr0ub4dor&3"),
     ("api_key: 9aF3kLmQ82xZpT61", "9aF3kLmQ82xZpT61"),
+    ("password: 'see token=9aF3kLmQ82xZpT61aa'", "9aF3kLmQ82xZpT61aa"),
+    ("SMTP_PASS=Qz7abcdef", "Qz7abcdef"),
     ("//registry.npmjs.org/:_authToken=0a1b2c3d4e5f6a7b8c9d", "0a1b2c3d4e5f6a7b8c9d"),
     ("https://hooks.slack.com/services/T000/B000/XXXXyyyy0000", "T000/B000/XXXXyyyy0000"),
 ]
@@ -78,6 +80,212 @@ def test_secret_goes(text: str, secret: str) -> None:
     assert masked.startswith(before.replace("-----BEGIN PRIVATE KEY-----\n", ""))
     assert masked.endswith(after.lstrip())
     assert masked.count("[redacted:") == 1
+
+
+CLIENT_KEY = "LS0tLS1CRUdJTiBSU0EgUFJJVkFURSBLRVktLS0tLQpNSUlFb3dJQkFBS0NBUUVBN2Jx" * 30 + "Cg=="
+PLACES = [
+    # What a program, a file format or a person has around a secret; and the secret in it.
+    ("     1|machine h\n     2|  login me\n     3|  password Qz7abcdef9\n     4|", "Qz7abcdef9"),
+    ("     1|machine h\n     2|login me\n     3|password correcthorse", "correcthorse"),
+    ("     1|default\n     2|login me\n     3|password correcthorse", "correcthorse"),
+    ('{"auth": {"user": "me", "pass": "Qz7nodemailer"}}', "Qz7nodemailer"),
+    ("smtp:\n  user: me\n  pass: Qz7nodemailer\n", "Qz7nodemailer"),
+    ("pass: hunter2", "hunter2"),
+    ("<password>Qz7abcdef9</password>", "Qz7abcdef9"),
+    ('<db:passphrase enc="no">Qz7abcdef9</db:passphrase>', "Qz7abcdef9"),
+    ("<apiKey>9aF3kLmQ82xZpT61</apiKey>", "9aF3kLmQ82xZpT61"),
+    ("<secret>9aF3kLmQ82xZpT61</secret>", "9aF3kLmQ82xZpT61"),
+    ("<token>9aF3kLmQ82xZpT61</token>", "9aF3kLmQ82xZpT61"),
+    ("define('DB_PASSWORD', 'Qz7abcdef9');", "Qz7abcdef9"),
+    ('define( "DB_PASSWORD", "Qz7abcdef9" );', "Qz7abcdef9"),
+    ("config.set('password', 'Qz7abcdef9')", "Qz7abcdef9"),
+    ("config.set('db', 'password', 'Qz7abcdef9')", "Qz7abcdef9"),
+    ('os.environ["DB_PASSWORD"] = "Qz7abcdef9"', "Qz7abcdef9"),
+    ("$config['password'] = 'Qz7abcdef9';", "Qz7abcdef9"),
+    ('os.environ.setdefault("API_KEY", "9aF3kLmQ82xZpT61")', "9aF3kLmQ82xZpT61"),
+    ("password: 'correct horse Qz7 battery'", "correct horse Qz7 battery"),
+    ('"password": "correct horse Qz7 battery"', "correct horse Qz7 battery"),
+    ("export DB_PASSWORD='correct horse battery'", "correct horse battery"),
+    ('SMTP_PASSWORD = "abcd efgh ijkl mnop"', "abcd efgh ijkl mnop"),
+    (f"    client-key-data: {CLIENT_KEY}\n    x: y", CLIENT_KEY),
+    ('{"auths": {"ghcr.io": {"auth": "bWU6UXo3ZG9ja2Vy"}}}', "bWU6UXo3ZG9ja2Vy"),
+    ("//registry.npmjs.org/:_auth=bWU6UXo3ZG9ja2Vy", "bWU6UXo3ZG9ja2Vy"),
+    ("sshpass -p 'Qz7abcdef' ssh -p 2222 me@host", "Qz7abcdef"),
+    ("cd x && sshpass -pQz7abcdef scp -p a1 host:", "Qz7abcdef"),
+    ("mysql -u root -pQz7abcdef db", "Qz7abcdef"),
+    ("mysqldump -h db -u root -p'Qz7abcdef' db > x", "Qz7abcdef"),
+    ("/usr/bin/mariadb-dump -pQz7abcdef", "Qz7abcdef"),
+    ("docker login -u me -p Qz7abcdef ghcr.io", "Qz7abcdef"),
+    ("podman login -p Qz7abcdef -u me", "Qz7abcdef"),
+    ("helm registry login -u me -p Qz7abcdef r.io", "Qz7abcdef"),
+    ("redis-cli -h h -a Qz7abcdef9 ping", "Qz7abcdef9"),
+    ("a\nrequirepass Qz7abcdef9\nb", "Qz7abcdef9"),
+    ("echo 'root:Qz7abcdef' | chpasswd", "Qz7abcdef"),
+    ('echo "root:Qz7abcdef" | sudo chpasswd', "Qz7abcdef"),
+    ("aws configure set aws_secret_access_key wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
+    ("ALTER USER me WITH PASSWORD 'Qz7abcdef9';", "Qz7abcdef9"),
+    ("create user me identified by 'Qz7abcdef9';", "Qz7abcdef9"),
+    ("ALTER USER me IDENTIFIED WITH mysql_native_password BY 'Qz7abcdef9'", "Qz7abcdef9"),
+    ("x\ndb.example.com:5432:app:me:Qz7pgpass\n", "Qz7pgpass"),
+    ("     1|*:*:*:me:Qz7pgpass", "Qz7pgpass"),
+    ("Cookie: session=9aF3kLmQ82xZpT61aaBB; theme=dark", "9aF3kLmQ82xZpT61aaBB"),
+    ("< Set-Cookie: sid=s%3A9aF3kLmQ82xZpT61aaBB; Path=/; HttpOnly", "s%3A9aF3kLmQ82xZpT61aaBB"),
+    ("curl -H 'Cookie: theme=dark; session=9aF3kLmQ82xZpT61aaBB' https://h/a", "9aF3kLmQ82xZpT61aaBB"),
+    ('{"Cookie": "session=9aF3kLmQ82xZpT61aaBB"}', "9aF3kLmQ82xZpT61aaBB"),
+    ("the password is Qz7abcdef9!", "Qz7abcdef9!"),
+    ("Password for user me: Qz7abcdef9", "Qz7abcdef9"),
+    ("log in as me, password: Qz7abcdef9, and go on", "Qz7abcdef9"),
+    ("The password is 'hunter2'.", "hunter2"),
+    ("<password>Qz7;abc,def9</password>", "Qz7;abc,def9"),
+    ("EMAIL_PASSWORD: 'abcd EFGH 1234 ijkl MNOP 6789'", "abcd EFGH 1234 ijkl MNOP 6789"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "secret"), PLACES)
+@pytest.mark.parametrize("place", ["user", "result", "JSON", "call"])
+def test_secret_goes_from_its_place(text: str, secret: str, place: str) -> None:
+    """Wherever the text stands: the secret alone is masked, once and for all, and put back where a call has its mask."""
+    shown = json.dumps({"output": text}) if place == "JSON" else text
+    message = said(shown)
+    if place in {"result", "JSON"}:
+        message = {"role": "tool", "tool_call_id": "1", "content": shown}
+    elif place == "call":
+        message = {"role": "assistant", "content": None, "tool_calls": [call(json.dumps({"command": text}))]}
+    masks = Masks()
+    (sent,) = redact([message], masks)
+    shown = json.dumps({"command": text}) if place == "call" else shown
+    masked = sent["tool_calls"][0]["function"]["arguments"] if place == "call" else sent["content"]
+    assert masked == shown.replace(secret, masks.of(secret))
+    assert redact([sent]) == [sent]
+    assert json.loads(masks.put_back(json.dumps([masked]))) == [shown]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "secret"),
+    [
+        ({"auth": {"user": "me", "pass": "Qz7nodemailer"}}, "Qz7nodemailer"),
+        ({"password": "correct horse Qz7 battery"}, "correct horse Qz7 battery"),
+        ({"auths": {"ghcr.io": {"auth": "bWU6UXo3ZG9ja2Vy"}}}, "bWU6UXo3ZG9ja2Vy"),
+        ({"client-key-data": CLIENT_KEY}, CLIENT_KEY),
+    ],
+)
+def test_secret_goes_from_a_field_of_a_call(arguments: dict[str, Any], secret: str) -> None:
+    """The names are those that give a secret away in a text."""
+    (sent,) = redact([{"role": "assistant", "content": None, "tool_calls": [call(json.dumps(arguments))]}])
+    masked = sent["tool_calls"][0]["function"]["arguments"]
+    assert secret not in masked
+    assert re.sub(r"\[redacted:\w+\]", secret, masked) == json.dumps(arguments)
+
+
+def test_secret_of_a_place_is_masked_where_it_stands_alone() -> None:
+    """What a command gave away is masked behind it too."""
+    messages = [said("mysql -u root -pQz7abcdef db"), said("it is Qz7abcdef"), said("requirepass Qz7abcdef9")]
+    assert "Qz7abcdef" not in json.dumps(redact(messages))
+
+
+NO_PLACES = [
+    "class A:\n    pass: int\n",
+    '{"pass": true}',
+    '{"pass": 12, "fail": 3}',
+    'pass: "test_foo"',
+    'pass: "test_foo2"',
+    "pass: 12/15",
+    'pass: "95.2%"',
+    "bypass: x1y2z3",
+    "mkdir -p src2/x",
+    "cp -p a1 b2",
+    "ssh -p 2222 host",
+    "docker run -p 8080:80 image1",
+    "docker run --name mysql -p3306:3306 mysql:8",
+    "python -a x1",
+    "mysql -u root -p db1",
+    "mysql -u root -p$PASS db",
+    "mysql -P 3306 -h host1",
+    "sshpass -e ssh -p 2222 host1",
+    "sshpass -f file1.txt scp -p a1b2c3d4 host:",
+    'sshpass -p "$PW" ssh h',
+    "docker login --password-stdin r1.io",
+    "docker login -u me -p $TOKEN",
+    "redis-cli -a $REDIS_PASSWORD ping",
+    "requirepass foobared",
+    "redis-cli -h host1 -p 6379",
+    "<token>NAME</token>",
+    "<password>$1</password>",
+    "<password>string</password>",
+    "<label>Password</label>",
+    "<td>password</td><td>x1y2z3</td>",
+    "<secret>my-secret</secret>",
+    "<password/>",
+    "auth: true",
+    '{"auth": "required"}',
+    '{"auth": "basic"}',
+    '{"auth": "oauth2v1"}',
+    '"auth": "abcdefgh"',
+    "author: abcdefgh12",
+    "a:5432:b:c:d9 is what it says",
+    "it is a:5432:b:c:d9 here",
+    "12:30:11:05:x1",
+    "localhost:5432: connection refused1",
+    "db:5432:app:me:*",
+    "Cookie: theme=dark",
+    "Set-Cookie: id=1; Path=/; Max-Age=31536000; Expires=Wed, 21 Oct 2026 07:28:00 GMT",
+    "Cookie: _ga=GA1.2.1234567890.1234567890",
+    "cookie = SimpleCookie(environ)",
+    "cookies=session.cookies, timeout=30",
+    "define('VERSION', '1.2.3');",
+    "define('PASSWORD_LENGTH', '12');",
+    "config.set('path', '/x/y1')",
+    "config.set('password', password1)",
+    'os.environ.get("API_KEY", "none")',
+    'os.environ["DB_PASSWORD"] = password',
+    'data.get("token", "default")',
+    "fields = ['username', 'password', 'email2']",
+    'os.environ["API_KEY"] == "abc"',
+    'd.get("password", "")',
+    "password: str = Field(...)",
+    "password: Sha256Hash,",
+    "fn f(password: Base64String, b: u8)",
+    '"password": "must have at least 8 characters"',
+    '"password": "Enter a new password"',
+    "password: 'at least 1 digit'",
+    '"password": "Geben Sie Ihr Passwort ein"',
+    "'password': 'Wrong credentials'",
+    "client-key-data: DATA+OMITTED",
+    "client-key-data: REDACTED",
+    "certificate-authority-data: LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1JSUM=",
+    "the password is required2",
+    "the password is required",
+    "the password is SHA256-hashed",
+    "the password is bcrypt2 hashed",
+    "[sudo] password for me: \nReading 7Zip",
+    "password for user me: ",
+    "Password is Base64Encoded first",
+    "the login page and the password form2",
+    "login page\npassword form",
+    "login failed for user1 password reset",
+    "echo 'root:$PW' | chpasswd",
+    "usermod | chpasswd",
+    "aws configure set region us-east-1",
+    "aws configure set aws_secret_access_key $KEY",
+    "ALTER USER me WITH PASSWORD NULL",
+    "IDENTIFIED BY 'password'",
+    "IDENTIFIED BY '$PW1'",
+    "password 'x'",
+    "SELECT password FROM user1",
+    "machine learning login",
+    "machine: x86_64\nlogin: me\npassword: ask",
+    "curl -b 'theme=dark; lang=en' https://host/a1",
+    "--profile dev1 --platform linux/amd64",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NO_PLACES)
+def test_what_only_looks_like_a_place_stays(text: str) -> None:
+    """Options of other programs, types, counts, sentences, references: in a message, in a result and in a call."""
+    made = {"role": "assistant", "content": None, "tool_calls": [call(json.dumps({"command": text}))]}
+    result = {"role": "tool", "tool_call_id": "1", "content": json.dumps({"output": text})}
+    messages = [said(text), result, made]
+    assert redact(messages) == messages
 
 
 NEAR_MISSES = [
@@ -303,6 +511,34 @@ def test_large_conversation_takes_no_time() -> None:
         only(piece * 10_000)
         only(json.dumps(piece * 10_000))
     only(f"token={'a' * 100_000}1!")
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *(
+            "machine h login ",
+            "login a password ",
+            "login 1|1|",
+            "1|",
+            "login\\n",
+            "sshpass -p ",
+            "mysql ",
+            "mysql -p1",
+        ),
+        *("docker login -p ", "redis-cli -a ", "requirepass ", "a:", "root:Qz7abcdef |", "chpasswd a:", "h:5432:a:b:"),
+        *("h:*:", "\\nh:5432:a:b:c1", "password is ", "password for ", "identified with ", "password Qz7a", "Aa1."),
+        *("Cookie: a=", "Cookie: ;a=", "a=", "s=aaaaaaaa1aaaaaaaaaaaaaaaaa;", "pass:", "password: 'a ", "aQ7 ", "<"),
+        *("set('password','", "set('a','", "<password>", "<password ", "<a:password", "configure set password "),
+        *('auth": "', "_auth=aaaaaaaa", "client-key-data: ", "aB1-", "\\"),
+    ],
+)
+def test_no_place_takes_long_to_look_for(piece: str) -> None:
+    """200 KB of what begins like a secret's place, after all the hints, takes no longer than other text."""
+    hints = 'password login chpasswd :5432: auth" redis-cli requirepass mysql -p </ cookie: '
+    began = time.thread_time()
+    only(hints + piece * (200_000 // len(piece)) + "!")
+    assert time.thread_time() - began < 1.5
 
 
 def test_a_long_row_of_short_words_takes_no_time() -> None:
