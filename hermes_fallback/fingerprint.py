@@ -61,6 +61,7 @@ _UUID = re.compile(r"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b")
 # What Hermes appends to a result for the model, after our hook has seen it (0.19 agent/tool_guardrails.py).
 _NOTICE = re.compile(r"\n\n\[Tool loop (?:warning|hard stop): [^\n]*\]\s*\Z")
 _QUOTED = re.compile(r"""'[^'\n]*'|"[^"\n]*"|`[^`\n]*`""")
+_FULL_STOPS = re.compile(r"\.+(?=\s|\Z)")
 _PUNCTUATION = str.maketrans(dict.fromkeys("!(),:;<=>?[]{|}", " "))
 
 _ERROR_WORDS = tuple(
@@ -186,10 +187,9 @@ def without_notice(result: str) -> str:
 
 def error_kind(message: str) -> Fingerprint | None:
     """Identify the kind of an error: its text without names, paths, quotations and numbers; None if nothing is left."""
-    said = _QUOTED.sub(" ", _ends(message)).translate(_PUNCTUATION)
+    said = _FULL_STOPS.sub("", _QUOTED.sub(" ", _ends(message)).translate(_PUNCTUATION))
     # A word with anything else in it than letters is a path, a name or a number.
-    words = [word if word[-1] != "." else word.rstrip(".") for word in said.lower().split()]
-    kind = " ".join(filter(str.isalpha, words))
+    kind = " ".join(filter(str.isalpha, said.lower().split()))
     return digest(kind) if kind else None
 
 

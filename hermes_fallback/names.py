@@ -74,6 +74,7 @@ class _Alike:
         self._lock = threading.Lock()
         self._once: dict[Fingerprint | str, tuple[Fingerprint, str]] = {}
         """Group → name and text of all that came so far; the newest group last."""
+        self._chars = 0
         self._names: dict[Fingerprint | str, dict[Fingerprint, Fingerprint]] = {}
         """Group → what identifies a text, as it came or normalised → its name."""
 
@@ -83,7 +84,7 @@ class _Alike:
             names = self._names.get(group)
             if names is not None:
                 return self._named(names, own, text)
-            first, kept = self._once.pop(group, (own, text))
+            first, kept = self._let_go(group) if group in self._once else (own, text)
             if first == own:
                 self._keep(group, own, text)
                 return own
@@ -104,9 +105,14 @@ class _Alike:
 
     def _keep(self, group: Fingerprint | str, name: Fingerprint, text: str) -> None:
         self._once[group] = (name, text)
-        while len(self._once) > 1 and sum(len(text) for _, text in self._once.values()) > _KEPT_CHARS:
-            _shrink(self._once, len(self._once) - 1)
-        _shrink(self._once, _KEPT_GROUPS)
+        self._chars += len(text)
+        while len(self._once) > _KEPT_GROUPS or (self._chars > _KEPT_CHARS and len(self._once) > 1):
+            self._let_go(next(iter(self._once)))
+
+    def _let_go(self, group: Fingerprint | str) -> tuple[Fingerprint, str]:
+        name, text = self._once.pop(group)
+        self._chars -= len(text)
+        return name, text
 
 
 def _shrink(entries: dict[Any, Any], most: int) -> None:
