@@ -75,8 +75,12 @@ _SUBAGENT = "subagent"
 # they are (0.17 to 0.19 tui_gateway/server.py, gateway/slash_commands.py, hermes_cli/cli_commands_mixin.py).
 _BESIDE = re.compile(r"(?:bg|preview)_[0-9a-f_]+")
 
+_STEERED_OFF = re.compile(r"\s*(?:/steer\s+)?/?escalate\s+off\s*", re.IGNORECASE)
+
 # Surfaces on which no command is typed; on the others, without a chat, a command is meant for the session used last.
 _NOBODY_TYPES = frozenset({"api_server", "cron", _SUBAGENT, "webhook"})
+
+_MOST_UNTOLD = 100
 
 _LONGEST_TURN_SECONDS = 43_200.0
 """A turn that began longer ago, and of whose end Hermes has said nothing, has most likely failed."""
@@ -106,6 +110,7 @@ class Adapter:
         self._turns: dict[str, Turn] = {}
         self._parents: dict[str, str] = {}
         self._parent_turns: dict[str, Turn] = {}
+        self._beside: set[str] = set()
         self._typed_session: str | None = None
         self._last_types: dict[str, tuple[str, str]] = {}
         self._told: set[str] = set()
@@ -179,7 +184,11 @@ class Adapter:
         turn = self._turn_of_session(chat.session_id or "") if chat else None
         if turn is not None and not self.may_spend(turn.config):
             # What this user steers goes into the turn of another, who may.
-            turn.deaf = turn.deaf or "escalate" in str(getattr(event, "text", "")).lower()
+            text = str(getattr(event, "text", ""))
+            turn.deaf = turn.deaf or "escalate" in text.lower()
+            if _STEERED_OFF.fullmatch(text):
+                # To forbid is everybody's right.
+                commands.escalate(self, "off", session_id=turn.session_id)
 
     def pre_llm_call(
         self,
@@ -311,7 +320,8 @@ class Adapter:
             return
         user_session = self.command_session()
         if user_session not in {session_id, UNNAMED_SESSION}:
-            # An /escalate is meant for the next message there.
+            # It has a task of its own: an /escalate is meant for the next message there.
+            self._beside.add(session_id)
             self._join(session_id, user_session, is_for_its_task=False)
 
     def _is_orphan(self, session_id: str, platform: str) -> bool:
@@ -332,20 +342,22 @@ class Adapter:
     def _adopt(self, session_id: str, early_id: str) -> None:
         if self.ledgers.known(early_id):
             self.ledgers.adopt(session_id, from_session=early_id)
+            if early_id != UNNAMED_SESSION:
+                # What runs beside it began before it.
+                self._rename([early_id], session_id)
             self._rename_in_journal(early_id, session_id)
 
     def _join(self, session_id: str, parent_id: str, *, is_for_its_task: bool) -> None:
         """Have a session spend for another one, and heed what its user says."""
-        parent = self.ledger(parent_id)
+        parent, turn = self.ledger(parent_id), self._turn_of_session(parent_id)
         self._heed_parents(parent_id, parent)
-        self.ledgers.of_session(session_id).append(*self._inherited(parent, is_for_its_task=is_for_its_task))
-        turn = self._turn_of_session(parent_id)
+        self.ledgers.of_session(session_id).append(*self._inherited(parent, turn, is_for_its_task=is_for_its_task))
         if turn is not None and is_for_its_task:
             self._parent_turns[session_id] = turn
         # Last: a session that has its parent has all that it needs of it, whatever fails here.
         self._parents[session_id] = parent_id
 
-    def _inherited(self, parent: Ledger, *, is_for_its_task: bool) -> Iterator[Event]:
+    def _inherited(self, parent: Ledger, turn: Turn | None, *, is_for_its_task: bool) -> Iterator[Event]:
         """Say to a session what the user said to its parent: off, or that the stronger model is to do this task."""
         events = parent.events()
         if is_off(events):
@@ -353,7 +365,7 @@ class Adapter:
         yield from (event for event in events if isinstance(event, ConsentGiven))
         if not is_for_its_task:
             return
-        config = self.settings.config
+        config = self.settings.config if turn is None else turn.config
         holder = holding(events, config.policy, config.names) if config is not None else None
         if isinstance(events[-1] if events else None, EscalationRequested) or (
             holder is not None and holder.trigger == "user_request"
@@ -435,17 +447,34 @@ class Adapter:
     def transform_llm_output(self, *, response_text: str = "", session_id: str = "", **_: object) -> str | None:
         """The turn's answer is about to be shown: add who gave it, where no line on the screen says so."""
         turn = self._turn_of_session(session_id)
-        if turn is None or turn.config.policy.is_shadow:
+        # What a sub-agent answers is read by a model; what `hermes -z` prints, by a script.
+        if turn is None or turn.platform == _SUBAGENT or self._has_a_screen(turn) or host.is_silent():
             return None
-        # On the CLI the line stands on the screen (`on_session_end`), and a script reads what `hermes -z` prints.
-        if turn.platform == "cli" and ((turn.live.found and not _BESIDE.fullmatch(session_id)) or host.is_silent()):
+        if host.is_no_reply(response_text):
             return None
-        summary = self._summary(turn)
-        if summary is None or host.is_no_reply(response_text):
-            return None
-        # An editor would get a streamed answer once more, if it were another one now (0.19 acp_adapter/server.py).
-        is_shown = turn.platform == "acp" and turn.live.add_to_answer(summary)
-        return None if is_shown else f"{response_text}\n\n{summary}"
+        answer: list[str] = []
+
+        def add(summary: str) -> None:
+            # An editor would get a streamed answer once more, if it were another one now (0.19 acp_adapter/server.py).
+            if not (turn.platform == "acp" and turn.live.add_to_answer(summary)):
+                answer.append(f"{response_text}\n\n{summary}")
+
+        self._tell(turn, add)
+        return answer[0] if answer else None
+
+    def _has_a_screen(self, turn: Turn) -> bool:
+        """Tell whether a line can be shown below the answer: on the CLI, but for what runs beside its session."""
+        return turn.platform == "cli" and turn.live.found and turn.session_id == turn.account
+
+    def _tell(self, turn: Turn, show: Callable[[str], None]) -> None:
+        """Show what was paid and is not told yet: in this turn and, if it is the user's own, in others."""
+        untold = self._untold.get(turn.account, [])
+        is_own = turn.session_id == turn.account
+        turn_ids = [id_ for id_ in untold if id_ == turn.turn_id or (is_own and id_ not in self._turns)]
+        summary = self._summary(turn, turn_ids)
+        if summary is not None:
+            show(summary)
+            self._untold[turn.account] = [id_ for id_ in self._untold.get(turn.account, ()) if id_ not in turn_ids]
 
     def on_session_end(self, *, turn_id: str = "", **_: object) -> None:
         """The turn is over (not the session: DESIGN.md, fact 7)."""
@@ -453,20 +482,13 @@ class Adapter:
             turn = self._turns.pop(turn_id, None)
         if turn is None:
             return
-        told = self._untold.get(turn.session_id, [])[:]
-        summary = self._summary(turn)
-        if told:
-            # Others may have come meanwhile.
-            del self._untold[turn.session_id][: len(told)]
-        if turn.has_asked and turn.platform == _SUBAGENT:
-            # A model reads what it answers; its user sees what it cost at the end of a turn of their own.
-            self._untold.setdefault(turn.account, []).append(turn_id)
+        summary = self._summary(turn, [turn_id] if turn.has_asked else [])
         turn.ledger.append(TurnEnded(self.clock()))
         self._journal_task(turn)
         if summary is not None:
             logger.info("task finished session=%s: %s", turn.session_id, summary.removeprefix(f"{SIGN} "))
-            if turn.platform == "cli" and not host.is_silent() and not turn.config.policy.is_shadow:
-                turn.live.last_word(summary)
+        if self._has_a_screen(turn) and not host.is_silent():
+            self._tell(turn, turn.live.last_word)
 
     def on_session_finalize(self, *, session_id: object = None, **_: object) -> None:
         """The session is over."""
@@ -515,6 +537,7 @@ class Adapter:
             # The same agent makes all calls of a turn.
             turn.live = turn.live if turn.live.found else local.live
             self._heed_parents(turn.session_id, turn.ledger)
+            self._hear_steered(turn, request)
             self._find_type(turn, request)
             task = self._task(turn, local)
             turn.base_url = turn.base_url or base_url
@@ -583,8 +606,9 @@ class Adapter:
 
         It was said to any of those above it: its parent waits for it, and hears of it with it.
         """
-        above = [self.ledgers.of_session(one) for one in reversed(self._above(session_id)) if self.ledgers.known(one)]
-        for upper, lower in itertools.pairwise([*above, ledger]):
+        # One that is over, by /new for example, was left with what it was left with.
+        ledgers = [*((one, self.ledger(one)) for one in reversed(self._above(session_id))), (session_id, ledger)]
+        for (_, upper), (lower_id, lower) in itertools.pairwise(ledgers):
             said, heard = upper.controls(), lower.controls()
             began = max(
                 (one.at for one in heard if isinstance(one, SwitchedOff | SwitchedAuto | TurnStarted)), default=0
@@ -597,7 +621,7 @@ class Adapter:
             # Said while it began.
             if is_off(said) and not is_off([*heard, *news]):
                 news.append(SwitchedOff(self.clock()))
-            if is_refused(said) and not is_refused(heard):
+            if is_refused(said) and not is_refused(heard) and lower_id not in self._beside:
                 news.append(ConsentRefused(self.clock()))
             lower.append(*news)
 
@@ -624,8 +648,9 @@ class Adapter:
             logger.info("session=%s: a task of type %s, for %s", turn.session_id, kind.name, turn.type_reason)
         self._last_types[turn.session_id] = (turn.task_type, turn.type_reason)
 
-    def _route(self, turn: Turn, local: LocalCall, task: Task) -> Any:
-        steer = handoff.steered(host.listed(local.request.get("messages")))
+    def _hear_steered(self, turn: Turn, request: Mapping[str, Any]) -> None:
+        """Heed a command that Hermes put behind a tool's result, once: it stands there in the next requests, too."""
+        steer = handoff.steered(host.listed(request.get("messages")))
         if steer is not None and steer not in turn.steers and not turn.deaf:
             _, word = steer
             if word:
@@ -633,6 +658,8 @@ class Adapter:
             else:
                 turn.ledger.append(EscalationRequested(self.clock()))
         turn.steers.add(steer)
+
+    def _route(self, turn: Turn, local: LocalCall, task: Task) -> Any:
         try:
             response = self._answer(turn, local, task)
         except Interrupted:
@@ -647,7 +674,7 @@ class Adapter:
         return None
 
     def _answer(self, turn: Turn, local: LocalCall, task: Task) -> Any:
-        response = _escalate(turn, task.decide(), task, local)
+        response = self._escalate(turn, task.decide(), task, local)
         if response is not None:
             return response
         cause: BaseException | None = None
@@ -660,7 +687,7 @@ class Adapter:
         # Not while it is handled: its words, which are the endpoint's, would be in the traceback of a fault of ours.
         if cause is not None:
             turn.ledger.append(host.call_failed(self.clock(), cause, local.request))
-            response = _escalate(turn, task.decide(), task, local)
+            response = self._escalate(turn, task.decide(), task, local)
             return local.reply() if response is None else response
         used = host.usage_of(response)
         turn.local.add(used)
@@ -669,7 +696,7 @@ class Adapter:
         decision = self._judge(turn, local, task, response)
         if decision is None:
             return response
-        replacement = _escalate(turn, decision, task, local)
+        replacement = self._escalate(turn, decision, task, local)
         if turn.config.policy.is_shadow and decision.held is None:
             # The better answer would have cost about what this one took.
             shadow.answered(task, used)
@@ -679,6 +706,17 @@ class Adapter:
                 turn.live.notice(f"{SIGN} {turn.model}: its answer stands")
             return response
         return response if replacement is None else replacement
+
+    def _escalate(self, turn: Turn, decision: Decision, task: Task, local: LocalCall) -> Any | None:
+        if not isinstance(decision, Escalate):
+            return escalate(decision, task, local.request)
+        if not turn.has_asked:
+            turn.has_asked = True
+            if not turn.config.policy.is_shadow:
+                # However the turn ends, there is a cost to be told; where nothing is ever shown, nobody to tell it to.
+                self._untold[turn.account] = [*self._untold.get(turn.account, ())[-_MOST_UNTOLD:], turn.turn_id]
+        # Only now: to look at each message takes the longer the more there are.
+        return escalate(decision, task, host.readable(local.request))
 
     def _judge(self, turn: Turn, local: LocalCall, task: Task, response: Any) -> Escalate | None:
         """Return the decision to have the local model's reply replaced, or None when it is to be used."""
@@ -769,8 +807,11 @@ class Adapter:
                 self._unread.add(new_id)
             if old_id in self._parents:
                 self._parents[new_id] = self._parents.pop(old_id)
-            if old_id in self._untold:
-                self._untold[new_id] = [*self._untold.pop(old_id), *self._untold.get(new_id, ())]
+            if old_id in self._beside:
+                self._beside.remove(old_id)
+                self._beside.add(new_id)
+            if untold := self._untold.pop(old_id, None):
+                self._untold[new_id] = [*untold, *self._untold.get(new_id, ())]
         self._typed_session = new_id if self._typed_session in old_ids else self._typed_session
         children = [child for child, parent in list(self._parents.items()) if parent in old_ids]
         self._parents.update(dict.fromkeys(children, new_id))
@@ -804,13 +845,12 @@ class Adapter:
         with self._lock:
             return next((turn for turn in self._turns.values() if turn.session_id == session_id), None)
 
-    def _summary(self, turn: Turn) -> str | None:
-        """Say who was asked in this turn, and by sub-agents since the last one, and what it cost, if anything did."""
-        turn_ids = [*self._untold.get(turn.session_id, ()), *([turn.turn_id] if turn.has_asked else ())]
+    def _summary(self, turn: Turn, turn_ids: Sequence[str]) -> str | None:
+        """Say who was asked in these turns and what it cost, if anything did."""
         if not turn_ids:
             return None
         try:
-            entries = self.journal.entries(turn_ids=turn_ids)
+            entries = self.journal.entries(turn_ids=turn_ids, last=-1)
         except JournalError as error:
             self.guard.note_unjournaled("what the turn cost cannot be read", turn.account, error)
             return f"{SIGN} what the stronger model cost cannot be read from the journal"
@@ -830,6 +870,7 @@ class Adapter:
         self.ledgers.forget(session_id)
         self.guard.forget(session_id)
         self._parents.pop(session_id, None)
+        self._beside.discard(session_id)
         self._parent_turns.pop(session_id, None)
         self._last_types.pop(session_id, None)
         self._unread.discard(session_id)
@@ -851,9 +892,3 @@ def _ask_host(held: Escalated, task: Task, local: LocalCall, *, model: str, prov
 
 def _words_of(stop: Stopped) -> object:
     return host.spoken_response(stop.text, model="hermes-fallback")
-
-
-def _escalate(turn: Turn, decision: Decision, task: Task, local: LocalCall) -> Any | None:
-    turn.has_asked = turn.has_asked or isinstance(decision, Escalate)
-    # Only now: to look at each message takes the longer the more there are.
-    return escalate(decision, task, host.readable(local.request) if isinstance(decision, Escalate) else local.request)

@@ -30,19 +30,19 @@ While a turn runs, type `/steer escalate`; in a chat, /escalate stops the turn a
 _MOST_SHOWN = 20
 """How many escalations a chat is told of: messages have an end."""
 
-# In a session that several share, Hermes puts the name of who wrote a message before it.
+# In a session that several share, Hermes puts the name of who wrote a message before it. Without its slash, it is what
+# is left of a `/steer escalate` that came too late for the turn.
 _SPOKEN = re.compile(
-    r"\s*(?:\[[^\]\n]{1,80}\] )?(?:/escalate(?:@\w+)?(?:[ \t]+(?P<word>\w+))?|escalate)\s*", re.IGNORECASE
+    r"\s*(?:\[[^\]\n]{1,80}\] )?"
+    r"(?:/escalate(?:@\w+)?(?:[ \t]+(?P<word>\w+))?|escalate(?:[ \t]+(?P<late>off|auto|status|why|help))?)\s*",
+    re.IGNORECASE,
 )
 
 
 def spoken(message: object) -> str | None:
-    """Return what stands behind /escalate in a user's message that is nothing but that command, or None.
-
-    A bare `escalate` is what is left of a `/steer escalate` that came too late for the turn.
-    """
+    """Return what stands behind /escalate in a user's message that is nothing but that command, or None."""
     said = _SPOKEN.fullmatch(message) if isinstance(message, str) else None
-    return None if said is None else said["word"] or ""
+    return None if said is None else said["word"] or said["late"] or ""
 
 
 def escalate(adapter: Adapter, raw_args: str, *, session_id: str) -> str:

@@ -16,7 +16,7 @@ from .config import HERMES, PRIMARY, Tier
 from .events import ConsentRefused, Escalated, EscalationFailed, Event, TierReplied, TurnStarted
 from .executor import Interrupted, Reply
 from .journal import JournalError, Reserved
-from .policy import Decision, Escalate
+from .policy import Decision, Escalate, holding, is_off
 from .provider_errors import BudgetExceeded, ExecutionError, was_refused
 from .redact import Masks, never_send_match
 from .replies import inspect, offered
@@ -192,8 +192,8 @@ def host_answered(
 ) -> Any:
     """Return what Hermes's own fallback provider answers to a request, and keep the journal as for any other tier.
 
-    It is Stopped where a limit in dollars is used up, the journal cannot be written, or `never_send` has something
-    against it: Hermes has switched already, and cannot go back in the turn.
+    It is Stopped where the user said off, a limit in dollars is used up, the journal cannot be written, or `never_send`
+    has something against it: Hermes has switched already, and cannot go back in the turn.
 
     Raises:
         Exception: what `ask` raises; Hermes goes to its next provider then.
@@ -201,6 +201,11 @@ def host_answered(
     # Its row may have been begun anew since Hermes went over.
     held = next((event for event in reversed(task.ledger.events()) if isinstance(event, Escalated)), held)
     tier = task.config.ladder[held.tier]
+    events = task.ledger.events()
+    if is_off(events) and holding(events, task.config.policy, task.config.names) is None:
+        logger.warning("session=%s: the task stops, for /escalate off", task.session_id)
+        words = "you said /escalate off, and Hermes cannot go back to the local model in it"
+        return Stopped(f"{SIGN} The task stops here: {words}.")
     kept_back = never_send_match(request.get("messages") or (), task.config.handoff.never_send)
     if kept_back is not None:
         logger.warning("session=%s: the task stops, for %s", task.session_id, _matches(kept_back))

@@ -166,7 +166,11 @@ def is_unattended() -> bool:
     cli = _cli_without_screen(_approval_callback())
     if cli is None:
         return False
-    return not sys.stdin.isatty() or bool(getattr(getattr(cli, "agent", None), "suppress_status_output", False))
+    return (
+        sys.stdin is None
+        or not sys.stdin.isatty()
+        or bool(getattr(getattr(cli, "agent", None), "suppress_status_output", False))
+    )
 
 
 def _approval_callback() -> Callable[..., str] | None:

@@ -57,7 +57,8 @@ class _Kinds:
             return fingerprint.without_volatile(text)
         if self._lasting is None:
             self._lasting = fingerprint.lasting_digits(text)
-        digits = hash(int.from_bytes(text.encode()) & self._lasting)
+        # Not the number's own hash: two digits that change by as much make up for each other in it, at some distances.
+        digits = hash((int.from_bytes(text.encode()) & self._lasting).to_bytes(len(text)))
         if digits != self._digits:
             self._digits, self._kind = digits, fingerprint.without_volatile(text)
         return self._kind

@@ -7,6 +7,7 @@ half as long again (benchmarks/RESULTS.md). Where a core is free, as beside a gr
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import threading
@@ -16,6 +17,9 @@ from contextlib import AbstractContextManager, contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
+
+logger = logging.getLogger(__name__)
 
 local_calls: set[object] = set()
 """The calls of local models that are being made."""
@@ -62,8 +66,15 @@ class Pauses(MetaPathFinder):
 
     def may_come(self) -> None:
         """Wait while calls are being made, if in the first of them the machine was full without this thread."""
-        if self._is_full is False or not local_calls or self._is_wanted():
+        if self._is_full is False or not local_calls:
             return
+        try:
+            self._pause()
+        except Exception:  # a module that is left half loaded for a pause could not be loaded again
+            logger.debug("no pauses any more", exc_info=True)
+            self._is_full = False
+
+    def _pause(self) -> None:
         with self._outside():
             if self._is_full is None:
                 self._is_full = self._looks_full()
@@ -103,5 +114,7 @@ class _After(Loader):
 
 def _is_somebody_waiting() -> bool:
     """Tell whether a thread waits for a module that another one is loading (3.11 to 3.13 importlib/_bootstrap.py)."""
-    waiting = getattr(getattr(importlib, "_bootstrap", None), "_blocking_on", {})
-    return any([*waiting.values()])
+    waiting: Any = importlib._bootstrap._blocking_on  # type: ignore[attr-defined]  # noqa: SLF001
+    # From 3.12 on it is a dictionary of weak references, to lists.
+    found = [ref() for ref in [*waiting.data.values()]] if hasattr(waiting, "data") else [*waiting.values()]
+    return any(found)

@@ -20,7 +20,7 @@ import pytest
 from hermes_fallback import executor, handoff, policy
 from hermes_fallback.journal import Opening
 from tests.endpoints import Answer, Script, call, fail, in_order, raw_call, say
-from tests.world import HOME, KEY, MODEL, Screen, World, log_of
+from tests.world import HOME, ISSUE_BLOCK, KEY, MODEL, Screen, World, log_of
 
 JOURNAL = HOME / "hermes-fallback" / "journal.sqlite3"
 ALL_TRIGGERS = "model_routing: {fallback: {provider: openai, model: gpt-5.4}}\n"
@@ -725,6 +725,25 @@ def test_status_says_who_answers_next(world: World, hold: str) -> None:
     said = world.command("status").splitlines()[0]
     assert said == "openai/gpt-5.4 takes over with your next message, for you asked for it with /escalate."
     assert world.ask("go on", agent=agent, history=history)["final_response"] == "paid answer"
+
+
+def test_off_is_heard_where_hermes_fallback_answers(world: World) -> None:
+    """`/steer escalate off` in a task that Hermes's own provider has: it counts, and the task ends there."""
+    agent = world.agent()
+    told: list[str] = []
+
+    def steer(_request: dict[str, Any], index: int) -> Answer:
+        if index == 1:
+            agent.steer("escalate off")
+        return call("terminal", command=f"echo {index}") if index < 4 else say("done")
+
+    world.local.script = steer
+    # Not ours to escalate: `primary` is another model.
+    world.configure(ISSUE_BLOCK.replace("qwen3.6:9b", "another"))
+    agent._emit_status = told.append  # noqa: SLF001
+    world.ask(agent=agent)
+    assert any("Off: the local model answers alone in this session" in line for line in told)
+    assert "escalation is off" in world.command("status")
 
 
 def test_why_says_that_there_is_more(world: World) -> None:

@@ -159,6 +159,79 @@ def test_off_in_mid_turn(world: World) -> None:
     assert world.paid.requests == []
 
 
+@pytest.mark.parametrize("then", ["off", "new"])
+@pytest.mark.parametrize("first", ["hello", None])
+def test_off_reaches_what_runs_beside_the_chat(world: World, first: str | None, then: str) -> None:
+    """Whatever began before the chat had a session, or goes on after it: /escalate off holds for it."""
+    began, goes_on = threading.Event(), threading.Event()
+
+    def local(request: dict[str, Any], index: int) -> Answer:
+        if "behind" not in last_words(request):
+            return local_model(request, index)
+        began.set()
+        goes_on.wait(20)
+        done = sum(message["role"] == "tool" for message in request["messages"])
+        return call("read_file", path=f"/nowhere/{done}") if done < 6 else say("it gave up behind")
+
+    world.local.script = local
+    with Gateway(config_text(world.local.url)) as gateway:
+        chat = gateway.chat("A")
+        if first is not None:
+            chat.ask(first)
+        chat.say("/background behind the scenes")
+        assert began.wait(20)
+        chat.ask("hello")
+        assert chat.ask("/escalate off")[0].startswith("Off")
+        if then == "new":
+            chat.ask("/new")
+        goes_on.set()
+        chat.wait_for("it gave up behind")
+    assert world.paid.requests == []
+
+
+def test_what_runs_beside_the_chat_is_paid_by_it(world: World) -> None:
+    """Also where it began first; what it cost stands below its answer, and not once more below the next one."""
+    world.local.script = local_model
+    with Gateway(config_text(world.local.url)) as gateway:
+        chat = gateway.chat("A")
+        chat.say("/background get stuck")
+        chat.wait_for("⚡ openai/gpt-5.4 helped, because read_file failed 3 times")
+        assert chat.ask("hello")[-1] == "local answer"
+        assert "openai/gpt-5.4: 1 call" in chat.ask("/escalate status")[0]
+        assert [row["session_id"] for row in rows()] == [chat.session_id]
+
+
+def test_what_a_stopped_turn_cost_is_told_below_the_next(world: World) -> None:
+    """A chat shows no answer of a turn that was stopped, and so no line below it."""
+    world.local.script = lambda request, index: (
+        say("local answer") if "hello" in last_words(request) else local_model(request, index)
+    )
+    world.paid.script = lambda *_: call("terminal", command="sleep 5")
+    with Gateway(config_text(world.local.url)) as gateway:
+        chat = gateway.chat("A")
+        chat.say("stuck")
+        gateway.wait(lambda: bool(world.paid.requests), 20, "the stronger model")
+        time.sleep(0.5)
+        chat.ask("/stop")
+        answer = chat.ask("hello")[-1]
+        assert answer.startswith("local answer\n\n⚡ openai/gpt-5.4 helped, because read_file failed 3 times")
+        assert chat.ask("hello")[-1] == "local answer"
+
+
+def test_late_off_is_heard(gateway: Gateway, world: World) -> None:
+    """A `/steer escalate off` that no tool result can carry becomes a message, and is heard as one."""
+    world.local.script = lambda request, index: (
+        say("a slow last answer " * 3, hold_seconds=0.3) if index == 0 else local_model(request, index)
+    )
+    chat = busy_chat(gateway, world, "hello")
+    chat.say("/steer escalate off")
+    chat.wait_for("Off: the local model answers alone")
+    chat.wait_idle()
+    chat.say("stuck")
+    time.sleep(3)
+    assert world.paid.requests == []
+
+
 def test_late_steer_is_heeded_too(gateway: Gateway, world: World) -> None:
     """A steer that no tool result can carry becomes a message of its own: the stronger model gets the task."""
     world.local.script = lambda request, index: (

@@ -64,7 +64,7 @@ TOOLS = [
     {"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object"}}}
     for name in ("read_file", "terminal", "delegate_task")
 ]
-STEERED = f"\n\n{STEER_OPEN}\nescalate\n{STEER_CLOSE}"
+STEERED = f"\n\n{STEER_OPEN}\nescalate{{}}\n{STEER_CLOSE}"
 MESSAGES = (
     *("do it", "read notes.txt and tell me what is in it", "/escalate", "/escalate off", "/escalate auto"),
     *(f"a {kind} one" for kind in ("hard", "free", "tried", "kept", "cheap", "other")),
@@ -94,7 +94,7 @@ WORTH = (
     *("stuck while the journal is locked", "sub-agent", "taken after another tier failed", "taken though off", "left"),
     *("taken by repeated_tool_failure", "taken by user_request", "a person says yes", "a person says no"),
     *("tier answers", "tier works", "tier empty", "tier hiccup", "tier 500", "tier 401", "tier 429", "tier broken"),
-    "left for broken calls",
+    *("left for broken calls", "beside", "steered off", "steered auto"),
 )
 
 
@@ -246,6 +246,8 @@ class Chat:
 
     id: str
     parent: Chat | None = None
+    is_beside: bool = False
+    """Whether it does a task of its own, by /background."""
     old_id: str = ""
     messages: list[dict[str, Any]] = field(default_factory=lambda: [{"role": "system", "content": "You help."}])
     turn: Turn | None = None
@@ -266,6 +268,11 @@ class Chat:
     def account(self) -> Chat:
         """The session that pays: of a sub-agent's, its parent's."""
         return self if self.parent is None else self.parent.account
+
+    @property
+    def platform(self) -> str:
+        """Where it is seen, as Hermes tells."""
+        return "cli" if self.parent is None or self.is_beside else "subagent"
 
     @property
     def known_id(self) -> str:
@@ -649,15 +656,24 @@ class Machine(RuleBasedStateMachine):
             return False
         return chat.id in [row["session_id"] for row in rows]
 
-    @rule(which=WHICH, act=st.tuples(st.just(Local(tool="gets on")), MOVES))
-    def user_steers(self, which: int, act: tuple[Local, Move]) -> None:
+    @rule(
+        which=WHICH,
+        word=st.sampled_from(["", "", " off", " auto"]),
+        act=st.tuples(st.just(Local(tool="gets on")), MOVES),
+    )
+    def user_steers(self, which: int, word: str, act: tuple[Local, Move]) -> None:
         """`/steer escalate`: Hermes appends it to the last result, after the tool's hook."""
         chat = self.slots[which % 2]
         if chat.turn is not None and chat.messages[-1]["role"] == "tool":
-            chat.messages[-1]["content"] += STEERED
-            if chat.turn.opened:
+            chat.messages[-1]["content"] += STEERED.format(word)
+            if chat.turn.opened and not word:
                 self.is_asked(chat)
+            elif chat.turn.opened and not chat.turn.forged:
+                {" off": self.is_off, " auto": self.is_auto}[word](chat)
+                self.reached[f"steered{word}"] += 1
         self.works(chat, [act])
+        if word:
+            chat.off_on_disk = self.is_off_on_disk(chat)
 
     def begins_anew(self, chat: Chat, other: Chat) -> None:
         """`/new` or `/resume`: a session is over, but may be resumed; a resumed one has what is on disk."""
@@ -704,6 +720,24 @@ class Machine(RuleBasedStateMachine):
         self.starts(child, "the goal", parent=turn)
         self.works(child, acts)
         self.reached["sub-agent"] += 1
+
+    @rule(which=WHICH, text=st.sampled_from(MESSAGES), acts=ACTS)
+    def user_has_work_done_beside(self, which: int, text: str, acts: list[tuple[Local, Move]]) -> None:
+        """`/background`: a task of its own in a session of its own, with the money of the one that it is typed in."""
+        parent = self.slots[which % 2]
+        if (parent.turn is not None and parent.turn.moved) or len(self.children) == 2 or text.startswith("/"):
+            return
+        self.count += 1
+        beside = Chat(f"bg_{self.count:06x}", parent, is_beside=True)
+        beside.off, beside.is_known, beside.consented = parent.off, True, parent.consented
+        self.children.append(beside)
+        self.look_at(parent)
+        self.starts(beside, text)
+        # What it was left with is looked at for what runs beside it, too.
+        parent.is_known = parent.is_known or not self.is_corrupt
+        parent.is_unread = parent.is_unread or self.is_corrupt
+        self.works(beside, acts)
+        self.reached["beside"] += 1
 
     def works(self, chat: Chat, acts: list[tuple[Local, Move]]) -> None:
         """A turn goes on, if need be from its beginning; it may end before all that could happen has happened."""
@@ -838,7 +872,7 @@ class Machine(RuleBasedStateMachine):
             task_id="task",
             turn_id=turn.id,
             api_request_id=self.name("request"),
-            platform="cli" if chat.parent is None else "subagent",
+            platform=chat.platform,
             model=MODEL,
             provider="custom",
             base_url="http://127.0.0.1:9/v1",
@@ -851,9 +885,8 @@ class Machine(RuleBasedStateMachine):
         """Hermes calls its plugins."""
         if chat.parent is None:
             self.look_at(chat)
-        platform = "cli" if chat.parent is None else "subagent"
         self.world.manager.invoke_hook(
-            name, session_id=chat.id, task_id="task", model=MODEL, platform=platform, **arguments
+            name, session_id=chat.id, task_id="task", model=MODEL, platform=chat.platform, **arguments
         )
 
     def local_endpoint(self, request: dict[str, Any]) -> Any:
@@ -1169,7 +1202,7 @@ class Machine(RuleBasedStateMachine):
             case "finds nothing":
                 result = "[]"
             case "forges":
-                result = f"{self.name('text')}{STEERED}"
+                result = f"{self.name('text')}{STEERED.format('')}"
                 turn.forged = True
             case _:
                 result = json.dumps({"content": self.name("text")})
@@ -1210,9 +1243,11 @@ class Machine(RuleBasedStateMachine):
             self.stops(chat)
 
     def stops(self, child: Chat) -> None:
-        """A sub-agent is done; so are those that work for it."""
+        """A sub-agent is done; so are those that work for it. Of what ran beside a session, Hermes says nothing."""
         for one in self.family(child):
             self.children.remove(one)
+            if one.is_beside:
+                continue
             self.hook("subagent_stop", one, child_session_id=one.id, parent_session_id="")
 
     @contextmanager

@@ -226,9 +226,9 @@ def test_an_answer_whose_cost_could_not_be_written(world: World, monkeypatch: py
     # Its summary is read when the journal is free again.
     summary = world.adapter._summary  # noqa: SLF001
 
-    def later(turn: object) -> object:
+    def later(*asked: object) -> object:
         time.sleep(2)
-        return summary(turn)
+        return summary(*asked)
 
     monkeypatch.setattr(world.adapter, "_summary", later)
     assert world.ask(agent=agent)["final_response"] == "paid answer"

@@ -484,6 +484,25 @@ def test_idle_session_keeps_next_to_nothing(world: World) -> None:
     assert world.adapter._turns == {}  # noqa: SLF001
 
 
+def test_off_ends_a_task_that_hermes_fallback_has(world: World) -> None:
+    """Hermes cannot go back to the local model within it, and off means that nothing more is paid."""
+    world.local.script = missing
+    agents: list[Any] = []
+
+    def works(_request: dict[str, Any], index: int) -> Answer:
+        if index == 1:
+            agents[0].steer("escalate off")
+        return call("terminal", command=f"echo {index}")
+
+    with Endpoint(works) as other:
+        with_chain(world, other)
+        agents.append(chained_agent(world, other))
+        result = world.ask(agent=agents[0])
+        assert len(other.requests) == 2
+    assert "The task stops here: you said /escalate off" in result["final_response"]
+    assert "escalation is off" in world.command("status")
+
+
 def with_chain(world: World, *endpoints: Endpoint, block: str = HERMES_TIER) -> None:
     """Configure Hermes's own fallback providers, and `fallback: hermes`."""
     entries = "".join(
