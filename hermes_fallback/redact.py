@@ -86,7 +86,7 @@ _LINE_MARKS = (re.compile(r"\s*\d+(?:\||\t|:|-|→)"), re.compile(r"[+-]"))
 _VALUE = r"""[^\s"'`\\,;<>]"""
 _QUOTE = r"""(?:\\*["'])"""
 # Of a command line: what stands between a program and its option, and the secret that follows the option.
-_OPTIONS = r"(?:[^\n\\|;&]|\\[^n]){0,200}?"
+_OPTIONS = r"(?:[^\n\\|;&]|\\\\\\n|\\[^n]){0,200}?"
 _ARGUMENT = rf"{_QUOTE}?(?P<secret>(?={_VALUE}{{0,300}}\d){_VALUE}{{6,300}})"
 # Between the words of .netrc: line breaks too, as they are in JSON and behind the line numbers of `read_file`.
 _GAP = r"(?:\s|\\++[nrt]|\d++\|){1,40}+"
@@ -123,24 +123,25 @@ _IN_PLACE = tuple(
                 rf"(?P<secret>{_VALUE}{{8,}})"
             ),
         ),
-        ("bearer", r"(?i:\bbearer\s+)(?P<secret>(?=[\w.~+/=-]*\d)[\w.~+/=-]{16,})"),
+        ("bearer", rf"{_START}(?i:bearer\s+)(?P<secret>(?=[\w.~+/=-]*\d)[\w.~+/=-]{{16,}})"),
         # Command lines and .netrc.
         ("-u", rf"(?:\s-u|--user)[ =]{_QUOTE}?[\w.@+-]+:(?P<secret>(?=\d{{0,20}}[^\s\d]){_VALUE}{{4,300}})"),
         ("--", rf"--(?:password|passphrase|token|secret|api-key)[ =]{_ARGUMENT}"),
         (
             " -p",
             (
-                rf"{_START}(?:(?:sshpass|(?:docker|podman|nerdctl|buildah|helm\s+registry)\s+login{_OPTIONS}) -p[ =]?"
+                rf"{_START}(?:(?:sshpass(?: -\w){{0,3}}"
+                rf"|(?:docker|podman|nerdctl|buildah|helm\s+registry)\s+login{_OPTIONS}) -p[ =]?"
                 # Behind a blank it is a database; `docker run --name mysql -p3306:3306` has ports.
-                rf"|(?:mysql|mariadb)[\w-]*{_OPTIONS} -p(?=[\d.:]*[^\d.:\s])){_ARGUMENT}"
+                rf"|(?:mysql|mariadb)[\w-]*+(?=\s){_OPTIONS} -p(?={_QUOTE}?[\d.:]*[^\d.:\s\\\"'])){_ARGUMENT}"
             ),
         ),
-        ("redis-cli|requirepass", rf"{_START}(?:redis-cli{_OPTIONS} -a|requirepass)\s{_ARGUMENT}"),
+        ("redis-cli|requirepass", rf"{_START}(?:redis-cli{_OPTIONS} (?:-a|--pass)|requirepass)\s{_ARGUMENT}"),
         (
             "chpasswd",
             (
-                rf"[\w.-]{{1,32}}:(?P<secret>{_VALUE}{{4,300}}+)(?:\\n)?{_QUOTE}?\s{{0,9}}\|\s{{0,9}}"
-                r"(?:sudo\s)?(?:/[\w/]{1,60}/)?chpasswd\b"
+                rf"[\w.-]{{1,32}}:(?P<secret>(?:(?!\|){_VALUE}){{4,300}}+)(?:\\n)?{_QUOTE}?\s{{0,9}}\|\s{{0,9}}"
+                r"(?:sudo\s(?:-\w\s)?)?(?:/[\w/]{1,60}/)?chpasswd\b"
             ),
         ),
         (
@@ -154,25 +155,37 @@ _IN_PLACE = tuple(
         ),
         # PostgreSQL's .pgpass: alone on its line, with the usual ports or any.
         (
-            ":543|:*:",
+            ":543|:643|:*:",
             (
-                r"(?:^|(?<=[\n\"|])|(?<=\\n))[\w.*-]{1,200}:(?:543\d{1,2}|\*):[^\s:\"'\\]{1,63}:[^\s:\"'\\]{1,63}"
+                r"(?:^|(?<=[\n\"|])|(?<=\\n))(?:[\w.*/-]{1,200}|\[[\da-f:]{2,39}\]):(?:[56]43\d{1,2}|\*):"
+                r"(?!\d+:\d+:)[^\s:\"'\\]{1,63}:[^\s:\"'\\]{1,63}"
                 r":(?P<secret>(?=[^\s:\"'\\]{0,300}\d)[^\s:\"'\\]{4,300})(?=[\n\r\"]|\\+[nr\"]|$)"
             ),
         ),
         # What is said, and SQL.
         (
-            "password|identified",
+            "password",
             (
-                rf"(?i:\b(?:password(?: is| for (?:user )?{_VALUE}{{1,60}}:)?|identified (?:with \w{{1,60}} )?by) )"
+                rf"{_START}(?i:password(?: is:?| for (?:user )?{_VALUE}{{1,60}}:)? )"
                 rf"{_QUOTE}?(?P<secret>(?<=[\"'])(?={_VALUE}{{0,300}}\d){_VALUE}{{6,300}}|{_SAID})"
+            ),
+        ),
+        (
+            "identified",
+            (
+                rf"{_START}(?i:(?:user|grant|role)\b[^;\n\\]{{0,200}}? identified (?:with \w{{1,60}} )?by )"
+                rf"{_QUOTE}(?P<secret>(?={_VALUE}{{0,300}}\d){_VALUE}{{6,300}})"
             ),
         ),
     )
 )
 
 # A cookie may be a session; of those of a header each is looked at.
-_COOKIES = Hinted("cookie", rf"(?:[Cc]ookie|COOKIE){_QUOTE}?[\s:=]{{1,3}}{_QUOTE}?[^\n\\\"']{{20,8000}}", 0)
+_COOKIES = Hinted(
+    "cookie",
+    rf"(?:[Cc]ookie|COOKIE)(?:{_QUOTE}?\s?:\s?{_QUOTE}?|{_QUOTE}?\]?\s?=\s?{_QUOTE})[^\n\\\"']{{20,8000}}",
+    0,
+)
 _COOKIE = re.compile(
     r"(?<![^\s;:=\"'])[\w.-]{1,100}="
     r"(?P<secret>(?=[^\s;]*\d)(?=[^\s;]*[A-Za-z])(?=[^\s;]*[A-Za-z0-9]{12})[\w.~+/=%-]{20,4000})"
@@ -485,7 +498,8 @@ def _is_assigned_secret(match: re.Match[str], value: str) -> bool:
     name, sign = match["name"], match["sign"]
     if name.isupper() and sign == "=":
         # A line of a .env file, or a variable set in front of a command: whatever stands there is the secret.
-        return len(value) >= 4 and not _REFERENCE.match(value) and not value.isdigit()
+        is_count = name == "PASS" and re.fullmatch(r"[\d/%.:-]+", value) is not None
+        return len(value) >= 4 and not _REFERENCE.match(value) and not value.isdigit() and not is_count
     if match["quote"]:
         return _names_secret(name, value, quoted=True)
     # An unquoted word is a name in code, unless it is all there is on its line.
@@ -507,10 +521,12 @@ def _names_secret(name: str, value: str, *, quoted: bool) -> bool:
         return _is_user_and_password(value)
     if re.search(r"\s", value):
         return _IS_PASSWORD.search(name) is not None and _PHRASE.fullmatch(value) is not None
-    if name.lower() == "pass" and (not _is_telling(value, 6) or re.fullmatch(r"[A-Za-z]+[_.-]\S*\d", value)):
-        return False  # a count, or a test that passed
+    if name.lower() == "pass" and not re.match(_SAID, value):
+        return False  # a count, a test that passed, or the name of one of several passes
     if _IS_PASSWORD.search(name):
-        is_telling = re.search(r"[\d!@#$%^&*+?~]", value) is not None and not _IS_PASSWORD.search(value)
+        is_telling = re.search(r"[\d!@#$%^&*+?~]", value) is not None
+        if _IS_PASSWORD.search(value) or re.search(r"required|m(?:in|ax)[:=]", value):
+            return False  # a name, or the rules of a form
         return len(value) >= 5 and is_telling and not value.isdigit() and (quoted or not _WORD.fullmatch(value))
     return bool(_IS_KEY.search(name)) and 16 <= len(value) <= 10_000 and _RANDOM.fullmatch(value) is not None
 
@@ -518,7 +534,7 @@ def _names_secret(name: str, value: str, *, quoted: bool) -> bool:
 def _is_user_and_password(value: str) -> bool:
     """Tell whether a value is `user:password` in base64."""
     try:
-        written = base64.b64decode(value, validate=True).decode("ascii")
+        written = base64.b64decode(value, validate=True).decode()
     except ValueError:
         return False
     return ":" in written and written.isprintable()

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from hermes_fallback import lazy_litellm
@@ -88,6 +90,21 @@ def test_a_full_machine_is_recognised() -> None:
         for one in busy:
             one.kill()
             one.wait()
+
+
+def test_a_machine_with_a_free_core_is_not_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is that cores idle, and for how long: a tenth of the time of all of them."""
+    idle = iter([100.0, 100.0 + 0.2 * 0.15 * (os.cpu_count() or 1)])
+    monkeypatch.setattr(psutil, "cpu_times", lambda: SimpleNamespace(idle=next(idle)))
+    monkeypatch.setattr("hermes_fallback.pauses.time.monotonic", iter([0.0, 0.15]).__next__)
+    assert not Pauses("litellm", until=threading.Event(), outside=lazy_litellm._as_before)._looks_full()  # noqa: SLF001
+
+
+def test_a_fault_of_the_pauses_leaves_nothing_half_loaded() -> None:
+    """Where pausing fails, in whatever version of Python, litellm is loaded without."""
+    fails = "def fails():\n    raise AttributeError('not in this Python')\npauses._is_somebody_waiting = fails\n"
+    waits = "wait_for(lambda: threading.active_count() == 1)\nprint(is_loaded(), gc.isenabled())\n"
+    assert run(fails + waits, is_full=True) == ["True True"]
 
 
 def test_calls_of_the_local_model_are_known(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pyte
 import pytest
 
 from hermes_fallback import host
-from tests.endpoints import Answer, Endpoint, call, say
+from tests.endpoints import Answer, Endpoint, call, in_order, say
 from tests.world import ISSUE_BLOCK, KEY, config_text
 
 HERMES = Path(sys.executable).with_name("hermes")
@@ -140,6 +141,33 @@ def test_a_single_query_asks_for_money(tmp_path: Path, answer: str | None, argum
         finally:
             terminal.close()
         assert len(paid.requests) == (answer == "o")
+
+
+@pytest.mark.skipif(not host.can_ask(), reason="this Hermes cannot ask")
+@pytest.mark.parametrize("stdin", ["</dev/null", "<&-"])
+def test_a_script_is_not_asked(tmp_path: Path, stdin: str) -> None:
+    """Where there is no terminal, `hermes chat -q` takes nobody's answer for no, at once."""
+    home = tmp_path / "home"
+    home.mkdir()
+    block = "model_routing: {fallback: {provider: openai, model: gpt-5.4}, fallback_policy: {confirm: always}}\n"
+    script = in_order([*(call("read_file", path=f"/nowhere/{number}") for number in range(3)), say("It gave up.")])
+    with Endpoint(script) as local, Endpoint(paid_model, strict=True, key=KEY) as paid:
+        (home / "config.yaml").write_text(config_text(local.url, block))
+        env = {"HERMES_HOME": str(home), "HOME": str(home), "OPENAI_BASE_URL": paid.url, "OPENAI_API_KEY": KEY}
+        command = f"exec {HERMES} chat -q 'get stuck' {stdin}"
+        done = subprocess.run(
+            ["/bin/sh", "-c", command],
+            cwd=home,
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=True,
+        )
+        assert paid.requests == []
+    assert "It gave up." in done.stdout
+    assert "nobody is there to be asked" in (home / "logs" / "agent.log").read_text()
+    assert "ERROR" not in (home / "logs" / "agent.log").read_text()
 
 
 @pytest.fixture
