@@ -81,6 +81,7 @@ _STEERED_OFF = re.compile(r"\s*(?:/steer\s+)?/?escalate\s+off\s*", re.IGNORECASE
 _NOBODY_TYPES = frozenset({"api_server", "cron", _SUBAGENT, "webhook"})
 
 _MOST_UNTOLD = 100
+"""How many turns whose cost was not told are kept of a session: where nothing is ever shown, nobody waits for it."""
 
 _LONGEST_TURN_SECONDS = 43_200.0
 """A turn that began longer ago, and of whose end Hermes has said nothing, has most likely failed."""
@@ -471,10 +472,12 @@ class Adapter:
         untold = self._untold.get(turn.account, [])
         is_own = turn.session_id == turn.account
         turn_ids = [id_ for id_ in untold if id_ == turn.turn_id or (is_own and id_ not in self._turns)]
+        if not turn_ids:
+            return
         summary = self._summary(turn, turn_ids)
         if summary is not None:
             show(summary)
-            self._untold[turn.account] = [id_ for id_ in self._untold.get(turn.account, ()) if id_ not in turn_ids]
+        self._untold[turn.account] = [id_ for id_ in self._untold.get(turn.account, ()) if id_ not in turn_ids]
 
     def on_session_end(self, *, turn_id: str = "", **_: object) -> None:
         """The turn is over (not the session: DESIGN.md, fact 7)."""
@@ -713,7 +716,7 @@ class Adapter:
         if not turn.has_asked:
             turn.has_asked = True
             if not turn.config.policy.is_shadow:
-                # However the turn ends, there is a cost to be told; where nothing is ever shown, nobody to tell it to.
+                # However the turn ends, there is a cost to be told.
                 self._untold[turn.account] = [*self._untold.get(turn.account, ())[-_MOST_UNTOLD:], turn.turn_id]
         # Only now: to look at each message takes the longer the more there are.
         return escalate(decision, task, host.readable(local.request))
