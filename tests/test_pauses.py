@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -77,6 +78,18 @@ def test_a_pause(end: str) -> None:
 def test_no_pause_where_a_core_is_free() -> None:
     """One look, and then it is loaded while calls are being made."""
     assert run("wait_for(is_loaded)\nprint(len(looks))\n", is_full=False) == ["1"]
+
+
+def test_other_threads_import_as_ever() -> None:
+    """What somebody else imports, of whatever package, is found as if there were no pauses."""
+    pauses = Pauses("json", until=threading.Event(), outside=lazy_litellm._as_before)  # noqa: SLF001
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.append(pauses.find_spec("json.tool", json.__path__)))
+    thread.start()
+    thread.join()
+    assert found == [None]
+    assert pauses.find_spec("csv", None) is None
+    assert pauses.find_spec("json.tool", json.__path__) is not None
 
 
 def test_a_full_machine_is_recognised() -> None:

@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import time
 from contextlib import closing
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -482,6 +483,36 @@ def test_idle_session_keeps_next_to_nothing(world: World) -> None:
     world.adapter.on_session_finalize(session_id=agent.session_id)
     assert not world.adapter.ledgers.known(agent.session_id)
     assert world.adapter._turns == {}  # noqa: SLF001
+
+
+@pytest.mark.parametrize("beside", ["bg_0123ab", "bg_093000_0123ab", "preview_0123ab"])
+def test_an_escalate_is_not_for_what_runs_beside(world: World, monkeypatch: pytest.MonkeyPatch, beside: str) -> None:
+    """It is for the next message of the session in which it was typed; what gets stuck beside it is paid by it, too."""
+    agent = world.agent(session_id="the user's")
+    monkeypatch.setattr(world.manager, "_cli_ref", SimpleNamespace(session_id="the user's"))
+    world.ask(agent=agent)
+    world.command("")
+    assert world.ask("hello", agent=world.agent(session_id=beside))["final_response"] == "local answer"
+    assert world.paid.requests == []
+    assert world.ask("hello", agent=agent)["final_response"] == "paid answer"
+    world.local.script = missing
+    told = world.ask("get stuck", agent=world.agent(session_id=f"{beside}0"))["final_response"]
+    assert told.startswith("paid answer\n\n⚡ openai/gpt-5.4 helped, because read_file failed 3 times")
+    assert [row["session_id"] for row in rows()] == ["the user's"] * 2
+
+
+def test_what_was_not_told_goes_with_the_session(world: World) -> None:
+    """A stopped turn's cost is told under the new id of a session that Hermes compressed meanwhile."""
+    world.local.script = missing
+    agent = world.agent(session_id="before")
+    world.paid.script = in_order([call("terminal", command="echo 1"), fail(400)])
+    world.ask(agent=agent)
+    world.adapter._untold["before"] = [row["turn_id"] for row in rows()]  # noqa: SLF001
+    world.adapter._rename(["before"], "after")  # noqa: SLF001
+    world.local.script = in_order([say("fine")])
+    screen = Screen()
+    world.ask("go on", agent=world.agent(session_id="after", screen=screen))
+    assert "⚡ openai/gpt-5.4 helped, because read_file failed 3 times: file not found" in screen.text
 
 
 def test_off_ends_a_task_that_hermes_fallback_has(world: World) -> None:
