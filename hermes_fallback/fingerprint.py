@@ -23,7 +23,7 @@ _LONG_NUMBER = b"0" * 10  # seconds since 1970 are known by how they begin
 
 # Enough to see any page; the rest of a large result is hashed as it is, at the speed of the hash.
 _NORMALISED_CHARS = 4096
-_SAID_CHARS = 200
+_SAID_CHARS = 160
 
 # What changes from one run to the next though the result is the same. Each pattern begins with what is looked for fast:
 # a digit, a quotation mark, one of three letters.

@@ -1045,7 +1045,9 @@ class Machine(RuleBasedStateMachine):
             self.reached["over the budget with a yes"] += name in turn.lifted
             if name not in turn.lifted:
                 self.breaks(BUDGET, f"{request}: {spent[name]} spent, {worst} more may be, of {limit} {name}")
-        is_over = request.is_new and rules.most is not None and len(account.paid) >= rules.most
+        # In a journal that begins anew, what holds the session has a new row.
+        goes_on = call.held and call.chat.hold is not None and call.chat.hold.tier == request.tier
+        is_over = request.is_new and not goes_on and rules.most is not None and len(account.paid) >= rules.most
         if is_over and "max_escalations_per_session" not in turn.lifted:
             self.breaks(BUDGET, f"{request}: escalation {len(account.paid) + 1} of {rules.most}")
 
