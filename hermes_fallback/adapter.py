@@ -609,8 +609,8 @@ class Adapter:
 
         It was said to any of those above it: its parent waits for it, and hears of it with it.
         """
-        # One that is over, by /new for example, was left with what it was left with.
-        ledgers = [*((one, self.ledger(one)) for one in reversed(self._above(session_id))), (session_id, ledger)]
+        above = [one for one in reversed(self._above(session_id)) if self.ledgers.known(one)]
+        ledgers = [*((one, self.ledgers.of_session(one)) for one in above), (session_id, ledger)]
         for (_, upper), (lower_id, lower) in itertools.pairwise(ledgers):
             said, heard = upper.controls(), lower.controls()
             began = max(
@@ -870,6 +870,10 @@ class Adapter:
     def _forget(self, session_id: object) -> None:
         if not isinstance(session_id, str):
             return
+        for child in [child for child, parent in list(self._parents.items()) if parent == session_id]:
+            # What goes on after it, by /new for example, has heard all that was said in it.
+            if self.ledgers.known(child):
+                self._heed_parents(child, self.ledgers.of_session(child))
         self.ledgers.forget(session_id)
         self.guard.forget(session_id)
         self._parents.pop(session_id, None)
