@@ -75,8 +75,6 @@ _SUBAGENT = "subagent"
 # they are (0.17 to 0.19 tui_gateway/server.py, gateway/slash_commands.py, hermes_cli/cli_commands_mixin.py).
 _BESIDE = re.compile(r"(?:bg|preview)_[0-9a-f_]+")
 
-_STEERED_OFF = re.compile(r"\s*(?:/steer\s+)?/?escalate\s+off\s*", re.IGNORECASE)
-
 # Surfaces on which no command is typed; on the others, without a chat, a command is meant for the session used last.
 _NOBODY_TYPES = frozenset({"api_server", "cron", _SUBAGENT, "webhook"})
 
@@ -187,7 +185,7 @@ class Adapter:
             # What this user steers goes into the turn of another, who may.
             text = str(getattr(event, "text", ""))
             turn.deaf = turn.deaf or "escalate" in text.lower()
-            if _STEERED_OFF.fullmatch(text):
+            if (commands.spoken(text.strip().removeprefix("/steer ")) or "").lower() == "off":
                 # To forbid is everybody's right.
                 commands.escalate(self, "off", session_id=turn.session_id)
 

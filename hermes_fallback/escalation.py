@@ -198,10 +198,10 @@ def host_answered(
     Raises:
         Exception: what `ask` raises; Hermes goes to its next provider then.
     """
-    # Its row may have been begun anew since Hermes went over.
-    held = next((event for event in reversed(task.ledger.events()) if isinstance(event, Escalated)), held)
-    tier = task.config.ladder[held.tier]
     events = task.ledger.events()
+    # Its row may have been begun anew since Hermes went over.
+    held = next((event for event in reversed(events) if isinstance(event, Escalated)), held)
+    tier = task.config.ladder[held.tier]
     if is_off(events) and holding(events, task.config.policy, task.config.names) is None:
         logger.warning("session=%s: the task stops, for /escalate off", task.session_id)
         words = "you said /escalate off, and Hermes cannot go back to the local model in it"

@@ -1,7 +1,7 @@
 """Lets a thread that loads modules for later wait while a local model needs all cores.
 
-A model that works on every core waits for the slowest of its threads: with one of them busy otherwise, a call takes
-half as long again (benchmarks/RESULTS.md). Where a core is free, as beside a graphics card, nothing waits.
+A model that works on every core waits for the slowest of its threads: without pauses, its calls took half as long again
+(what they take now: benchmarks/RESULTS.md). Where a core is free, as beside a graphics card, nothing waits.
 """
 
 from __future__ import annotations

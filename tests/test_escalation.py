@@ -727,8 +727,8 @@ def test_status_says_who_answers_next(world: World, hold: str) -> None:
     assert world.ask("go on", agent=agent, history=history)["final_response"] == "paid answer"
 
 
-def test_off_is_heard_where_hermes_fallback_answers(world: World) -> None:
-    """`/steer escalate off` in a task that Hermes's own provider has: it counts, and the task ends there."""
+def test_off_is_heard_where_nothing_is_escalated(world: World) -> None:
+    """`/steer escalate off` in a task that stays local anyhow counts for those after it."""
     agent = world.agent()
     told: list[str] = []
 

@@ -41,6 +41,11 @@ def slow_then_stuck(request: dict[str, Any], _index: int) -> Answer:
     return call("read_file", path=f"/nowhere/{done}") if done < 9 else say("the local model gave up")
 
 
+def slow_at_first(request: dict[str, Any], index: int) -> Answer:
+    """Takes its time for a first answer, behind which no tool result comes; then as ever."""
+    return say("a slow last answer " * 3, hold_seconds=0.3) if index == 0 else local_model(request, index)
+
+
 @pytest.fixture
 def gateway(world: World, request: pytest.FixtureRequest) -> Any:
     """A running gateway; parametrised with True, answers are streamed to the chats."""
@@ -220,23 +225,20 @@ def test_what_a_stopped_turn_cost_is_told_below_the_next(world: World) -> None:
 
 def test_late_off_is_heard(gateway: Gateway, world: World) -> None:
     """A `/steer escalate off` that no tool result can carry becomes a message, and is heard as one."""
-    world.local.script = lambda request, index: (
-        say("a slow last answer " * 3, hold_seconds=0.3) if index == 0 else local_model(request, index)
-    )
+    world.local.script = slow_at_first
     chat = busy_chat(gateway, world, "hello")
     chat.say("/steer escalate off")
     chat.wait_for("Off: the local model answers alone")
     chat.wait_idle()
+    before = len(world.local.requests)
     chat.say("stuck")
-    time.sleep(3)
+    gateway.wait(lambda: len(world.local.requests) >= before + 8)
     assert world.paid.requests == []
 
 
 def test_late_steer_is_heeded_too(gateway: Gateway, world: World) -> None:
     """A steer that no tool result can carry becomes a message of its own: the stronger model gets the task."""
-    world.local.script = lambda request, index: (
-        say("a slow last answer " * 3, hold_seconds=0.3) if index == 0 else local_model(request, index)
-    )
+    world.local.script = slow_at_first
     chat = busy_chat(gateway, world, "hello")
     chat.say("/steer escalate")
     chat.wait_for("paid answer")
@@ -353,8 +355,9 @@ def test_only_some_may_spend(world: World) -> None:
         assert len(world.paid.requests) == 2
 
 
-def test_nobody_steers_with_the_money_of_another(world: World) -> None:
-    """In a shared session, the turn is ann's: bob's `/steer escalate` in it is not heeded, ann's own is."""
+@pytest.mark.parametrize("word", ["", " off"])
+def test_nobody_steers_with_the_money_of_another(world: World, word: str) -> None:
+    """In a shared session, the turn is ann's: bob's `/steer escalate` in it is not heeded, though his off is."""
     shared = "group_sessions_per_user: false\n"
     with Gateway(config_text(world.local.url, block({"allowed_users": ["ann"]}), more=shared)) as running:
         world.local.script = local_model
@@ -366,10 +369,11 @@ def test_nobody_steers_with_the_money_of_another(world: World) -> None:
         ann.say("slow work")
         ann.wait_running()
         running.wait(lambda: len(world.local.requests) >= 1)
-        bob.say("/steer escalate")
+        bob.say(f"/steer escalate{word}")
         ann.wait_for("local answer")
         ann.wait_idle()
         assert world.paid.requests == []
+        assert ("escalation is off" in ann.ask("/escalate status")[0]) == bool(word)
 
 
 def test_nobody_escalates_with_the_money_of_another(world: World) -> None:
