@@ -257,6 +257,10 @@ class Gateway:
         from gateway.run import GatewayRunner  # noqa: PLC0415
 
         self.runner = GatewayRunner()  # on its loop, as start_gateway does
+        # What ran at the end of an earlier Gateway is not taken up in this one.
+        (HOME / ".clean_shutdown").touch()
+        for session in self.runner.session_store.list_sessions():
+            self.runner.session_store.clear_resume_pending(session.session_key)
         await self.runner.start()
         assert Platform(PLATFORM) in self.runner.adapters, "the loopback platform did not connect"
 
