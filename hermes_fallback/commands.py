@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import budget, explain, lazy_litellm
+from .budget import Left
 from .config import Config
 from .events import EscalationRequested, SwitchedAuto, SwitchedOff
 from .explain import plain
@@ -92,6 +93,13 @@ def _unless(config: Config) -> str:
     return " (Unless the type of the task says otherwise.)" if config.task_types else ""
 
 
+_THEN = {
+    "local": "the local model answers your next message",
+    "ask": "you are asked whether it may answer your next message",
+    "stop": "your next message is not answered",
+}
+
+
 def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
     events = ledger.events()
     holder = holding(events, config.policy, config.names)
@@ -100,8 +108,14 @@ def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -
     elif events and isinstance(events[-1], EscalationRequested) and not config.policy.is_shadow:
         now = f"{_takes_over(config, is_running=adapter.is_running(session_id))}, for you asked for it with /escalate."
     elif holder is not None and not config.policy.is_shadow:
-        has = "has the task" if adapter.is_running(session_id) else "answers your next message (`hold: session`)"
-        now = f"{plain(holder.model)} {has}, because {explain.reason(holder.trigger, holder.evidence)}."
+        because = explain.reason(holder.trigger, holder.evidence)
+        if adapter.is_running(session_id):
+            now = f"{plain(holder.model)} has the task, because {because}."
+        elif any(left.usd <= 0 for left in _lefts(adapter, config, session_id)):
+            then = _THEN[config.policy.budget.on_exceeded]
+            now = f"{plain(holder.model)} has this session (`hold: session`), but the budget is used up: {then}."
+        else:
+            now = f"{plain(holder.model)} answers your next message (`hold: session`), because {because}."
     elif is_off(events):
         now = "The local model answers; escalation is off in this session (/escalate auto switches it on)."
     else:
@@ -111,7 +125,7 @@ def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -
     kind, because = adapter.last_type(session_id)
     typed = f"\nThe task is of type {plain(kind)}, for {plain(because)}." if kind else ""
     return (
-        f"{now}{typed}\n{_spent(adapter, session_id)}{_left(adapter, config, session_id)}"
+        f"{now}{typed}\n{_spent(adapter, session_id)}{_left(_lefts(adapter, config, session_id))}"
         f"{_unjournaled(adapter, session_id)}{_faults(adapter, session_id)}"
     )
 
@@ -183,15 +197,18 @@ def _spent(adapter: Adapter, session_id: str) -> str:
     )
 
 
-def _left(adapter: Adapter, config: Config, session_id: str) -> str:
+def _left(lefts: Sequence[Left]) -> str:
+    return f"\nOf the budget, {', '.join(map(str, lefts))}." if lefts else ""
+
+
+def _lefts(adapter: Adapter, config: Config, session_id: str) -> Sequence[Left]:
     task_id = adapter.task_id(session_id)
     limits = config.policy.budget if task_id else replace(config.policy.budget, per_task_usd=None)
     try:
         spent = adapter.journal.spent(task_id=task_id or "", account=session_id)
     except JournalError:
-        return ""  # said above
-    lefts = budget.lefts(limits, spent)
-    return f"\nOf the budget, {', '.join(map(str, lefts))}." if lefts else ""
+        return ()  # said where what was spent is said
+    return budget.lefts(limits, spent)
 
 
 def _unjournaled(adapter: Adapter, session_id: str) -> str:

@@ -187,6 +187,14 @@ def test_explain_says_that_there_is_more(shell: Shell) -> None:
         assert (said.replace("20", str(count)) in told) == (count < 22)
 
 
+@pytest.mark.parametrize("count", ["0", "-1", "two", "²"])
+def test_explain_of_no_number(shell: Shell, count: str) -> None:
+    """Nothing was escalated, or all, would be wrong answers to it."""
+    done = shell.escalation("explain", f"--last={count}")
+    assert done.returncode == 2
+    assert f"“{count}” is no number of escalations; write 1 or more" in done.stderr
+
+
 def test_explain_and_forget(shell: Shell) -> None:
     """A session's timeline in sentences, with its type and why; then all of it is gone, and the money still counts."""
     shell.configure(

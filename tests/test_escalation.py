@@ -727,6 +727,26 @@ def test_status_says_who_answers_next(world: World, hold: str) -> None:
     assert world.ask("go on", agent=agent, history=history)["final_response"] == "paid answer"
 
 
+@pytest.mark.parametrize(
+    ("on_exceeded", "then"),
+    [
+        ("local", "the local model answers your next message"),
+        ("ask", "you are asked whether it may answer your next message"),
+        ("stop", "your next message is not answered"),
+    ],
+)
+def test_status_says_that_a_used_up_budget_changes_who_answers(world: World, on_exceeded: str, then: str) -> None:
+    """What `hold: session` says holds only as long as it is paid for."""
+    policy = f"{{hold: session, budget: {{per_day_usd: 0.2, on_exceeded: {on_exceeded}}}}}"
+    world.configure(f"model_routing: {{fallback: {{provider: openai, model: gpt-5.4}}, fallback_policy: {policy}}}\n")
+    world.local.script = in_order([*(call("read_file", path=f"/nowhere/{number}") for number in range(3)), say("fine")])
+    # More than was reserved for it, which a provider may say: then all is used up.
+    world.paid.script = lambda *_: say("paid answer", usage=(100_000, 5))
+    assert world.ask()["final_response"].startswith("paid answer")
+    said = world.command("status").splitlines()[0]
+    assert said == f"openai/gpt-5.4 has this session (`hold: session`), but the budget is used up: {then}."
+
+
 def test_off_is_heard_where_nothing_is_escalated(world: World) -> None:
     """`/steer escalate off` in a task that stays local anyhow counts for those after it."""
     agent = world.agent()

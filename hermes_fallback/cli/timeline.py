@@ -23,8 +23,16 @@ _MOST = 20
 def set_up(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("session", nargs="?", help="a session's id; all sessions when left out")
-    parser.add_argument("--last", type=int, metavar="N", help=f"how many escalations (all of a session, else {_MOST})")
+    parser.add_argument(
+        "--last", type=_count, metavar="N", help=f"how many escalations (all of a session, else {_MOST})"
+    )
     tables.add_forms(parser)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"“{text}” is no number of escalations; write 1 or more")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
