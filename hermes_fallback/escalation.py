@@ -16,9 +16,10 @@ from .config import HERMES, PRIMARY, Tier
 from .events import ConsentRefused, Escalated, EscalationFailed, Event, TierReplied, TurnStarted
 from .executor import Interrupted, Reply
 from .journal import JournalError, Reserved
+from .never_send import never_send_match
 from .policy import Decision, Escalate, holding, is_off
 from .provider_errors import BudgetExceeded, ExecutionError, was_refused
-from .redact import Masks, never_send_match
+from .redact import Masks
 from .replies import inspect, offered
 from .spending import NotPermitted
 from .task import SIGN, Task

@@ -44,8 +44,8 @@ from hermes_fallback.events import (
 from hermes_fallback.fits import surely_fits
 from hermes_fallback.journal import Journal, Opening
 from hermes_fallback.names import Names
+from hermes_fallback.never_send import never_send_match
 from hermes_fallback.policy import decide
-from hermes_fallback.redact import never_send_match
 from hermes_fallback.replies import Call, Fault, LocalReply, Tools
 from tests.world import MODEL, World
 

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from hermes_fallback import fingerprint, redact, replies, signs
+from hermes_fallback import fingerprint, replies, secret_forms, signs
 from hermes_fallback.hinted import Hinted
 
 PATTERNS = {
     **{name: value for name, value in (vars(signs) | vars(replies)).items() if isinstance(value, Hinted)},
     **{f"_CLAIMS_DONE, {pattern.hints[0]}": pattern for pattern in signs._CLAIMS_DONE},  # noqa: SLF001
     **{words: hinted for hinted, words in fingerprint._ERROR_WORDS},  # noqa: SLF001
-    **{f"_IN_PLACE, {n}: {pattern.hints[0]}": pattern for n, pattern in enumerate(redact._IN_PLACE)},  # noqa: SLF001
-    **{f"_NAMED, {n}: {pattern.hints[0]}": pattern for n, pattern in enumerate(redact._NAMED)},  # noqa: SLF001
-    "_COOKIES": redact._COOKIES,  # noqa: SLF001
+    **{f"IN_PLACE, {n}: {pattern.hints[0]}": pattern for n, pattern in enumerate(secret_forms.IN_PLACE)},
+    **{f"NAMED, {n}: {pattern.hints[0]}": pattern for n, pattern in enumerate(secret_forms.NAMED)},
+    "COOKIES": secret_forms.COOKIES,
 }
 OWN_CASE = frozenset({"_MARKERS"})
 """Those that are looked for in a text as it is."""
@@ -63,14 +63,14 @@ def test_hints_of_volatile_fields(name: str) -> None:
     each()
 
 
-@pytest.mark.parametrize("form", redact._FORMS)  # noqa: SLF001
+@pytest.mark.parametrize("form", secret_forms.FORMS)
 def test_hints_of_secrets(form: str) -> None:
     """The same of the secrets with a form of their own, each by itself; their hints are in the letters' own case."""
 
     @settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.from_regex(form, alphabet=st.characters(codec="ascii"), fullmatch=True))
     def each(secret: str) -> None:
-        assert redact._FORM.may_match(secret)  # noqa: SLF001
+        assert secret_forms.FORM.may_match(secret)
 
     each()
 

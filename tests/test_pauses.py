@@ -135,3 +135,20 @@ def test_calls_of_the_local_model_are_known(world: World) -> None:
     world.ask()
     assert set(seen) == {before + 1}
     assert len(local_calls) == before
+
+
+def test_no_pause_is_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call whose end we were not told of does not keep litellm out."""
+    monkeypatch.setattr("hermes_fallback.pauses._LONGEST_SECONDS", 0.1)
+    monkeypatch.setattr(Pauses, "_looks_full", lambda _: True)
+    never = threading.Event()
+    pauses = Pauses("json", until=never, outside=lazy_litellm._as_before)  # noqa: SLF001
+    thread = threading.Thread(target=pauses.may_come, daemon=True)
+    local_calls.add(never)
+    try:
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
+    finally:
+        local_calls.remove(never)
+        never.set()
