@@ -134,10 +134,10 @@ def complete(
         ExecutionError: no key, no tools for it, an error of the provider, a timeout, a broken or empty reply.
         Interrupted: `is_interrupted()` turned true.
     """
-    started = time.monotonic()
     if handoff.get("tools") and (without_tools := _without_tools(tier)) is not None:
         raise ExecutionError(f"{tier.name}: {without_tools}", transient=False)
     arguments = _arguments(tier, handoff)
+    started = time.monotonic()
     for left in reversed(range(_TRIES)):
         stream = _Stream(arguments)
         try:

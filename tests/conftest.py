@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from hermes_fallback import lazy_litellm
+from hermes_fallback.config import Tier
 from tests.world import HOME, ROOT, World, files_below, leaks, opened
 
 
@@ -49,6 +51,12 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCap
     monkeypatch.setattr("agent.conversation_loop.jittered_backoff", lambda *_, **__: 0.0)
     with opened(monkeypatch, tmp_path) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def warmed() -> None:
+    """Litellm is loaded, with what its first call loads, for tests in which an endpoint has a second or two to answer."""
+    lazy_litellm._warm(Tier("openai", "gpt-5.4"))  # noqa: SLF001
 
 
 @pytest.fixture

@@ -357,11 +357,12 @@ def test_two_failing_tiers_fall_back_to_local(world: World) -> None:
     assert (len(world.local.requests), len(world.paid.requests), len(second.requests)) == (6, 1, 1)
 
 
+@pytest.mark.usefixtures("warmed")
 def test_tiers_that_fail_slowly_are_asked_once_a_call(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two that hang for longer than a failed one is left alone do not take turns for ever."""
-    monkeypatch.setattr(executor, "_IDLE_SECONDS", 0.6)
+    monkeypatch.setattr(executor, "_IDLE_SECONDS", 1.0)
     monkeypatch.setattr(policy, "COOLDOWN_SECONDS", 0.3)
-    one, two = (world.endpoint(in_order([say("late", headers_after=2)]), key=KEY) for _ in range(2))
+    one, two = (world.endpoint(in_order([say("late", headers_after=20)]), key=KEY) for _ in range(2))
     tiers = ", ".join(
         f"{{provider: openai, model: gpt-5.4{size}, base_url: '{endpoint.url}'}}"
         for size, endpoint in (("", one), ("-mini", two))

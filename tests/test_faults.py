@@ -27,11 +27,11 @@ from tests.test_money import block, stuck_each_task
 from tests.world import KEY, MODEL, Screen, World, log_of
 
 # Whatever an endpoint does, a turn ends.
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("warmed")]
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "faults.md"
 TIER = "openai/gpt-5.4"
-PATIENCE_SECONDS = {"paid": 1.0, "local": 0.4}
+PATIENCE_SECONDS = {"paid": 2.0, "local": 0.4}
 """How long a model that hangs may be silent here; a minute and more, outside of tests."""
 
 Charge = Literal["nothing", "the input", "the input, and what came", "what the provider told"]
@@ -73,8 +73,8 @@ PAID = [
     Paid("cut off in mid-stream", "local", 1, CUT, "the input, and what came"),
     Paid("end without a finish reason", "local", 1, CUT, "the input, and what came"),
     Paid("error event in mid-stream", "local", 1, f'{ERROR} [MidStreamFallbackError, 500, "The server had an error"]', "the input, and what came"),
-    Paid("hang before headers", "local", 1, "nothing came for 1 s; if it needs longer before its first word, set timeout_seconds, to more than 300", "the input"),
-    Paid("hang in mid-stream", "local", 1, "nothing came for 1 s", "the input, and what came"),
+    Paid("hang before headers", "local", 1, "nothing came for 2 s; if it needs longer before its first word, set timeout_seconds, to more than 300", "the input"),
+    Paid("hang in mid-stream", "local", 1, "nothing came for 2 s", "the input, and what came"),
     Paid("slow drip", "stronger", 1, "", "what the provider told"),
     Paid("malformed SSE", "local", 1, UNREADABLE, "the input"),
     Paid("malformed SSE in mid-stream", "local", 1, CUT, "the input, and what came"),
@@ -405,7 +405,8 @@ def check_charge(charged: Charge) -> None:
             assert row["cost_usd"] < row["reserved_usd"]
         case "the input, and what came":
             assert tokens_in > 3000
-            assert 0 < tokens_out < 12
+            # More than some words where the first of them took so long that something was thought before.
+            assert 0 < tokens_out < 12 + 150 * row["seconds"]
             assert row["cost_usd"] < row["reserved_usd"]
         case "what the provider told":
             # llmock takes four characters for a token.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hermes_fallback import host
-from tests.endpoints import Answer, call, in_order, say
+from tests.endpoints import Answer, Script, call, in_order, say
 from tests.gateway_chats import Chat, Gateway
 from tests.test_escalation import ALL_TRIGGERS, missing, rows
 from tests.test_money import block, stuck_each_task
@@ -40,17 +40,16 @@ def local_model(request: dict[str, Any], index: int) -> Answer:
     return say("local answer")
 
 
-def slow_then_stuck(request: dict[str, Any], _index: int) -> Answer:
-    """Takes its time, then gets stuck, and gives up."""
-    done = tool_results(request)
-    if done == 0:
-        return call("terminal", command="sleep 1.5")
-    return call("read_file", path=f"/nowhere/{done}") if done < 9 else say("the local model gave up")
+def waiting(first: Answer, said: threading.Event) -> Script:
+    """A local model whose first reply comes when the user has said something; then as ever."""
 
+    def reply(request: dict[str, Any], index: int) -> Answer:
+        if index:
+            return local_model(request, index)
+        assert said.wait(30)
+        return first
 
-def slow_at_first(request: dict[str, Any], index: int) -> Answer:
-    """Takes its time for a first answer, behind which no tool result comes; then as ever."""
-    return say("a slow last answer " * 3, hold_seconds=0.3) if index == 0 else local_model(request, index)
+    return reply
 
 
 @pytest.fixture
@@ -157,13 +156,12 @@ def test_steer_escalate_in_a_chat(gateway: Gateway, world: World) -> None:
 
 def test_off_in_mid_turn(world: World) -> None:
     """Where Hermes steers what is typed into a running turn (`busy_input_mode: steer`), off is heard and answered."""
-    world.local.script = slow_then_stuck
+    said = threading.Event()
+    world.local.script = waiting(call("terminal", command="echo done"), said)
     with Gateway(config_text(world.local.url), busy="steer") as gateway:
-        chat = gateway.chat("A")
-        chat.say("work")
-        chat.wait_running()
-        gateway.wait(lambda: bool(world.local.requests), 20, "the first call")
+        chat = busy_chat(gateway, world, "get stuck")
         chat.say("/escalate off")
+        said.set()
         chat.wait_idle(60)
         assert any("Off: the local model answers alone in this session" in line for line in chat.screen)
         assert "off in this session" in chat.ask("/escalate status")[0]
@@ -222,8 +220,7 @@ def test_what_a_stopped_turn_cost_is_told_below_the_next(world: World) -> None:
     with Gateway(config_text(world.local.url)) as gateway:
         chat = gateway.chat("A")
         chat.say("stuck")
-        gateway.wait(lambda: bool(world.paid.requests), 20, "the stronger model")
-        time.sleep(0.5)
+        gateway.wait(lambda: [row["state"] for row in rows()] == ["answered"], 20, "the stronger model")
         chat.ask("/stop")
         answer = chat.ask("hello")[-1]
         assert answer.startswith("local answer\n\n⚡ openai/gpt-5.4 helped, because read_file failed 3 times")
@@ -232,9 +229,11 @@ def test_what_a_stopped_turn_cost_is_told_below_the_next(world: World) -> None:
 
 def test_late_off_is_heard(gateway: Gateway, world: World) -> None:
     """A `/steer escalate off` that no tool result can carry becomes a message, and is heard as one."""
-    world.local.script = slow_at_first
+    said = threading.Event()
+    world.local.script = waiting(say("a last answer"), said)
     chat = busy_chat(gateway, world, "hello")
     chat.say("/steer escalate off")
+    said.set()
     chat.wait_for("Off: the local model answers alone")
     chat.wait_idle()
     assert chat.ask("stuck") == ["the local model gave up"]
@@ -243,9 +242,11 @@ def test_late_off_is_heard(gateway: Gateway, world: World) -> None:
 
 def test_late_steer_is_heeded_too(gateway: Gateway, world: World) -> None:
     """A steer that no tool result can carry becomes a message of its own: the stronger model gets the task."""
-    world.local.script = slow_at_first
+    said = threading.Event()
+    world.local.script = waiting(say("a last answer"), said)
     chat = busy_chat(gateway, world, "hello")
     chat.say("/steer escalate")
+    said.set()
     chat.wait_for("paid answer")
     chat.wait_idle()
     assert [row["trigger"] for row in rows()] == ["user_request"]

@@ -1373,6 +1373,7 @@ def call_of(tool: str, arguments: dict[str, Any], **more: Any) -> Answer:
     return Answer(calls=((tool, json.dumps(arguments)),), **more)
 
 
+@pytest.mark.timeout(600)
 def test_machine(
     world: World,
     monkeypatch: pytest.MonkeyPatch,

@@ -217,7 +217,6 @@ def test_an_answer_whose_cost_could_not_be_written(world: World, monkeypatch: py
     def paid(_request: dict[str, Any], _index: int) -> Answer:
         held.append(sqlite3.connect(JOURNAL, check_same_thread=False, isolation_level=None))
         held[0].execute("BEGIN EXCLUSIVE")
-        threading.Timer(1.5, held[0].close).start()
         return say("paid answer")
 
     world.paid.script = paid
@@ -227,7 +226,7 @@ def test_an_answer_whose_cost_could_not_be_written(world: World, monkeypatch: py
     summary = world.adapter._summary  # noqa: SLF001
 
     def later(*asked: object) -> object:
-        time.sleep(2)
+        held[0].close()
         return summary(*asked)
 
     monkeypatch.setattr(world.adapter, "_summary", later)
@@ -1075,7 +1074,10 @@ def test_nothing_goes_out_after_a_stop(world: World) -> None:
 
     threading.Thread(target=stop_when_asked, daemon=True).start()
     world.ask(agent=agent)
-    time.sleep(2.5)
+    for thread in threading.enumerate():
+        if thread.name == "hermes-fallback-call":
+            thread.join(20)
+            assert not thread.is_alive()
     assert len(world.paid.requests) == 1
     assert [row["state"] for row in rows()] == ["interrupted"]
 

@@ -115,7 +115,7 @@ class Soak:
         self.seconds = time.monotonic() - began
         for endpoint, _ in (self.local, self.paid):
             endpoint.terminate()
-            endpoint.wait(10)
+            endpoint.wait(60)
         self._check()
 
     def _watch(
@@ -127,7 +127,8 @@ class Soak:
             time.sleep(_LOOK_SECONDS)
             now, done = time.monotonic(), self.done
             by_victim = sum(self.pulse[slot].done for slot in range(half))
-            if done >= self.options.turns and self.kills >= self.options.kills and by_victim > done_before:
+            is_over = done >= self.options.turns and self.kills >= self.options.kills
+            if is_over and by_victim > done_before:
                 break
             if self._stopped or now - began > 60 * self.options.minutes:
                 if not self._stopped:
@@ -141,7 +142,7 @@ class Soak:
             self._look_for_stuck(victim, veteran)
             if kill_at is None and by_victim > done_before:
                 kill_at = now + self._chance.uniform(*self.options.kill_seconds)
-            elif kill_at is not None and now > kill_at:
+            elif kill_at is not None and now > kill_at and not is_over:
                 self._kill(victim, half)
                 victim, kill_at, done_before = self._worker(0, half), None, by_victim
             if now - told > 30:
