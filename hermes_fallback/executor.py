@@ -10,6 +10,7 @@ import atexit
 import logging
 import os
 import queue
+import re
 import threading
 import time
 import uuid
@@ -22,6 +23,7 @@ from . import host, keys, lazy_litellm, prices
 from .budget import NOTHING_USED, Usage, told_tokens
 from .config import USUAL_TIMEOUT_SECONDS, Tier
 from .provider_errors import CUT_OFF, UNREADABLE, ExecutionError, execution_error, missing_key, was_refused
+from .replies import without_thinking
 
 _IDLE_SECONDS = 90.0  # without a byte; a reasoning model may think for a minute before its first token
 _POLL_SECONDS = 0.05
@@ -37,6 +39,14 @@ _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 20.0
 _UNSEEN_TOKENS_PER_SECOND = 150
 # So long it takes one that does not think, too.
 _FIRST_WORD_SECONDS = 1.0
+_THOUGHT_ONLY = "it thought until its limit of tokens, and said nothing; it may need more `max_tokens` or budget"
+
+# How providers say that what came is not all: Gemini (ai.google.dev/api/generate-content, FinishReason), DeepSeek
+# (`insufficient_system_resource`), Z.ai (`network_error`), OpenRouter (`error`), vLLM (`abort`).
+_BROKE_OFF = re.compile(
+    r"(?i)[a-z_]{0,20}(?:error|insufficient|abort|cancel|malformed|unexpected|too_many|missing)[a-z_]{0,30}"
+)
+_OVERFLOW = re.compile("context_window")  # Claude 4.5 and newer: `model_context_window_exceeded`
 
 logger = logging.getLogger(__name__)
 
@@ -245,6 +255,8 @@ class _Stream:
         """How long nothing was written that could be seen."""
         self.error: Any = None
         self.said: Sequence[str] = ()
+        self.reason = ""
+        self.has_refused = False
         self.messages = arguments["messages"]
         self._arguments = arguments
         self._queue: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -308,7 +320,7 @@ class _Stream:
         # None means that no chunk carried a finish reason: the connection was cut. Absent means unknown.
         received = getattr(self._source, "received_finish_reason", "unknown") is not None
         self.finish_reason_seen = received if watch.ended is None else watch.ended
-        self.said = watch.said
+        self.said, self.reason, self.has_refused = watch.said, watch.reason, watch.has_refused
         self.is_over = True
 
 
@@ -356,9 +368,10 @@ class _Leavable:
     litellm 1.105.3 imports fastapi to explain an exception: 0.3 s that hold up every thread.
     """
 
-    def __init__(self, iterator: Any, closed: threading.Event) -> None:
+    def __init__(self, iterator: Any, closed: threading.Event, look: Callable[[Any], None] | None) -> None:
         self._iterator = iterator
         self._closed = closed
+        self._look = look
 
     def __iter__(self) -> _Leavable:
         iter(self._iterator)  # Gemini's begins to read then; litellm goes on with the iterator itself
@@ -366,11 +379,14 @@ class _Leavable:
 
     def __next__(self) -> Any:
         try:
-            return next(self._iterator)
+            event = next(self._iterator)
         except Exception:
             if self._closed.is_set():
                 raise _Left from None  # past every `except Exception`
             raise
+        if self._look is not None:
+            self._look(event)
+        return event
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._iterator, name)
@@ -384,7 +400,11 @@ class _Watch:
         self.accepted = False
         """Whether the provider began to answer: its status was a good one."""
         self.ended: bool | None = None
-        """Whether Gemini gave a finish reason; None for other providers."""
+        """Whether the provider gave a finish reason; None where its events have another form than those known here."""
+        self.reason = ""
+        """Why the reply ended, in the provider's own word: litellm says "stop" of most, of errors too."""
+        self.has_refused = False
+        """Whether the model said no in the field that OpenAI has for that, which litellm leaves out."""
         self.said: list[str] = []
         """Texts and arguments as the Responses API repeats each, whole, at its end."""
         if getattr(source, "completion_stream", None) is not None:
@@ -404,21 +424,41 @@ class _Watch:
                 return parse(chunk)
 
             iterator.chunk_parser = parsed
-        # The others are a whole reply.
-        return _Leavable(iterator, self._closed) if hasattr(iterator, "__next__") else iterator
+        # The others are a whole reply. OpenAI's own client parses its events itself.
+        look = self._look_at_choices if parse is None else None
+        return _Leavable(iterator, self._closed, look) if hasattr(iterator, "__next__") else iterator
 
     def _look(self, event: Mapping[str, Any]) -> None:
         if "candidates" in event or "promptFeedback" in event:
             # litellm calls every piece finished, with reason "stop", and never sets `received_finish_reason`.
             # A prompt that is blocked has no candidates.
-            reasons = (candidate.get("finishReason") for candidate in event.get("candidates") or ())
-            self.ended = bool(self.ended or event.get("promptFeedback") or any(reasons))
+            self._end([_of(candidate, "finishReason") for candidate in event.get("candidates") or ()])
+            self.ended = bool(self.ended or event.get("promptFeedback"))
+        elif "choices" in event:
+            self._look_at_choices(event)
         # litellm skips an event that is no JSON, so that a piece may be missing in the middle.
         match event.get("type"):
+            case "message_delta":
+                self.reason = str(_of(event.get("delta"), "stop_reason") or self.reason)
             case "response.output_text.done":
                 self.said.append(str(event.get("text") or ""))
             case "response.function_call_arguments.done":
                 self.said.append(str(event.get("arguments") or ""))
+
+    def _look_at_choices(self, event: Any) -> None:
+        choices = _of(event, "choices")
+        if isinstance(choices, list):
+            self._end([_of(choice, "finish_reason") for choice in choices])
+            self.has_refused |= any(_of(_of(choice, "delta"), "refusal") for choice in choices)
+
+    def _end(self, reasons: Sequence[Any]) -> None:
+        self.reason = next((reason for reason in reasons if reason and isinstance(reason, str)), self.reason)
+        self.ended = bool(self.reason)
+
+
+def _of(value: Any, name: str) -> Any:
+    """Return a field of an event: a JSON object, or what OpenAI's client made of one."""
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
 
 
 def _drain(
@@ -476,12 +516,19 @@ def _reply(stream: _Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds:
         said = message.content or message.tool_calls
         words = CUT_OFF if said else UNREADABLE
         raise ExecutionError(f"{tier.name}: {words}", transient=True)
-    if response.choices[0].finish_reason == "content_filter":
+    if response.choices[0].finish_reason == "content_filter" or stream.has_refused:
         raise ExecutionError(f"{tier.name}: the provider refused the content", transient=False)
+    if _OVERFLOW.search(stream.reason):
+        raise ExecutionError(f"{tier.name}: larger than the model's context", transient=False)
+    if _BROKE_OFF.fullmatch(stream.reason):
+        words = f"{tier.name}: the provider broke the reply off"
+        raise ExecutionError(f"{words} ({stream.reason})", transient=True, in_our_words=words)
     heard = [message.content or "", *(call.function.arguments for call in message.tool_calls or ())]
     if not all(any(said in words for words in heard) for said in stream.said):
         raise ExecutionError(f"{tier.name}: the reply came with a piece missing", transient=True)
-    if not (message.content or "").strip() and not message.tool_calls:
+    if not without_thinking(message.content or "") and not message.tool_calls:
+        if response.choices[0].finish_reason == "length":
+            raise ExecutionError(f"{tier.name}: {_THOUGHT_ONLY}", transient=False)
         raise ExecutionError(f"{tier.name}: the reply was empty", transient=True)
     usage = getattr(response, "usage", None)
     if usage is not None:
@@ -540,7 +587,10 @@ def _tell_calls_apart(chunks: Sequence[Any]) -> None:
     ids: dict[int, str] = {}
     count = 0
     for piece in (piece for chunk in chunks for choice in chunk.choices for piece in _calls_of(choice.delta)):
-        number, id_ = piece.index, piece.id
+        # Gemini's has the signature of its thoughts in it, which may be long, and which nobody needs from there: a
+        # handoff has ids of its own (1.105.3 litellm_core_utils/prompt_templates/factory.py).
+        number, id_ = piece.index, piece.id and piece.id.partition("__thought__")[0]
+        piece.id = id_
         if number not in places or (id_ and id_ != ids.get(number, id_)):
             places[number], count = count, count + 1
             piece.id = id_ or f"call_{uuid.uuid4().hex}"

@@ -84,7 +84,9 @@ def raw_call(tool: str, arguments: str, **more: Any) -> Answer:
     return Answer(calls=((tool, arguments),), **more)
 
 
-def streamed(*deltas: dict[str, Any], finish_reason: str = "stop", usage: dict[str, Any] | None = None) -> Answer:
+def streamed(
+    *deltas: dict[str, Any], finish_reason: str | None = "stop", usage: dict[str, Any] | None = None
+) -> Answer:
     """A reply in OpenAI's chunks, of these deltas and this usage as they are."""
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "any"}
     reasons = [*[None] * len(deltas), finish_reason]
@@ -461,3 +463,13 @@ def _azure_events(body: dict[str, Any], answer: Answer) -> Iterator[Event]:
 
 AZURE = replace(CHAT, events=_azure_events)
 """OpenAI's chat API as Azure has it, which says first what its filter thinks of the prompt."""
+
+
+def _openrouter_fault(body: dict[str, Any], _path: str, headers: Any, key: str | None) -> Any:
+    return strict_fault(
+        {name: value for name, value in body.items() if name != "usage"}, headers.get("authorization"), key
+    )
+
+
+OPENROUTER = replace(CHAT, fault=_openrouter_fault)
+"""The same, but for a field of its own: whether the usage is to be told (openrouter.ai/docs/use-cases/usage-accounting)."""

@@ -18,7 +18,7 @@ from hermes_fallback.config import Price, Tier
 from hermes_fallback.executor import Reply
 from hermes_fallback.provider_errors import ExecutionError
 from tests import wire
-from tests.endpoints import AZURE, CHAT, Answer, Endpoint, Wire, call, fail, in_order, say
+from tests.endpoints import AZURE, CHAT, OPENROUTER, Answer, Endpoint, Wire, call, fail, in_order, say, streamed
 from tests.test_handoff import messages_of_any_kind, tool_call
 from tests.world import KEY
 
@@ -44,6 +44,11 @@ PROVIDERS = (
 )
 AZURE_CHAT = replace(PROVIDERS[0], id="azure", wire=AZURE)
 every_provider = pytest.mark.parametrize("provider", PROVIDERS, ids=lambda provider: provider.id)
+CHAT_OF = {
+    name: replace(PROVIDERS[0], id=name, provider=name, wire=OPENROUTER if name == "openrouter" else CHAT)
+    for name in ("openai", "deepseek", "zai", "openrouter", "hosted_vllm")
+}
+"""Some that litellm reads by its own client, and OpenAI, which it reads by OpenAI's."""
 one_of = {provider.id: provider for provider in PROVIDERS}
 
 PARAMETERS = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
@@ -162,6 +167,7 @@ def test_tool_call_and_its_result(provider: Provider) -> None:
         first, _ = ask(endpoint, provider, {"messages": ASKED, "tools": TOOLS})
         message = first.response.choices[0].message.model_dump()
         ids = [made["id"] for made in message["tool_calls"]]
+        assert max(map(len, ids)) <= 40, "more than OpenAI takes, if Hermes goes there next"
         assert [made["function"]["name"] for made in message["tool_calls"]] == ["read", "read"]
         arguments = [json.loads(made["function"]["arguments"]) for made in message["tool_calls"]]
         assert arguments == [{"path": "x"}, {"path": "y"}]
@@ -217,6 +223,62 @@ def test_failure(provider: Provider, failure: Failure) -> None:
         answered(provider, failure.answer, **dict(failure.settings))
     assert caught.value.transient is failure.transient
     assert "a-word-of-the-conversation" not in str(caught.value)
+
+
+BROKEN_OFF = [
+    (CHAT_OF["openai"], "insufficient_system_resource"),
+    (CHAT_OF["deepseek"], "insufficient_system_resource"),
+    (CHAT_OF["zai"], "network_error"),
+    (CHAT_OF["openrouter"], "error"),
+    (CHAT_OF["hosted_vllm"], "abort"),
+    *(
+        (one_of["gemini"], reason)
+        for reason in ("MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "TOO_MANY_TOOL_CALLS")
+    ),
+]
+
+
+@pytest.mark.parametrize(("provider", "reason"), BROKEN_OFF, ids=lambda one: getattr(one, "id", one))
+def test_a_reply_that_the_provider_broke_off_is_no_answer(provider: Provider, reason: str) -> None:
+    """To litellm it stopped by itself; the turn would end with half a sentence."""
+    with pytest.raises(ExecutionError, match=rf"the provider broke the reply off \({reason}\)") as caught:
+        answered(provider, say(TEXT, finish_reason=reason))
+    assert caught.value.transient
+    assert reason not in caught.value.in_our_words
+    assert caught.value.used.output_tokens == 20
+
+
+def test_a_reply_that_outgrew_the_context_is_no_answer() -> None:
+    """Claude 4.5 says so of itself, where others refuse the request."""
+    with pytest.raises(ExecutionError, match="larger than the model's context") as caught:
+        answered(one_of["anthropic"], say(TEXT, finish_reason="model_context_window_exceeded"))
+    assert not caught.value.transient
+
+
+@pytest.mark.parametrize("provider", CHAT_OF.values(), ids=lambda provider: provider.id)
+def test_a_stream_that_ends_without_a_reason_is_no_answer(provider: Provider) -> None:
+    """It was cut by something that says `[DONE]` all the same."""
+    with pytest.raises(ExecutionError, match="cut off in the middle"):
+        answered(provider, streamed({"role": "assistant", "content": TEXT}, finish_reason=None))
+
+
+@pytest.mark.parametrize("provider", CHAT_OF.values(), ids=lambda provider: provider.id)
+def test_a_refusal_is_said(provider: Provider) -> None:
+    """OpenAI has a field of its own for it."""
+    with pytest.raises(ExecutionError, match="the provider refused the content") as caught:
+        answered(provider, streamed({"role": "assistant", "refusal": "I can't help with that."}))
+    assert not caught.value.transient
+
+
+@every_provider
+def test_thoughts_alone_are_no_answer(provider: Provider) -> None:
+    """Whatever they stand in; where they took all tokens, more of them are needed."""
+    with pytest.raises(ExecutionError, match="empty") as caught:
+        answered(provider, say("<think>hm, hm</think>"))
+    assert caught.value.transient
+    with pytest.raises(ExecutionError, match="it thought until its limit of tokens") as caught:
+        answered(provider, say("", finish_reason="length"))
+    assert not caught.value.transient
 
 
 @pytest.mark.usefixtures("warmed")

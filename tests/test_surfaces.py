@@ -33,7 +33,8 @@ class Pipe:
         self._lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.heard: list[dict[str, Any]] = []
         self._count = 0
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def ask(self, method: str, **params: Any) -> Any:
         """Call a method; return its result. A session that is still busy (TUI, 4009) is asked again."""
@@ -72,6 +73,11 @@ class Pipe:
         msg = f"not heard within {within} s; last heard:\n{shown}"
         raise AssertionError(msg)
 
+    def end(self) -> None:
+        """End the program; its pipe may be closed then, for nobody reads it."""
+        self._process.kill()
+        self._reader.join()
+
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
@@ -103,10 +109,11 @@ def program(module: str, home: Path, *, local: Endpoint, paid: Endpoint, block: 
         stderr=subprocess.DEVNULL,
         text=True,
     ) as process:
+        pipe = Pipe(process)
         try:
-            yield Pipe(process)
+            yield pipe
         finally:
-            process.kill()
+            pipe.end()
 
 
 def stuck_or_not(request: dict[str, Any], index: int) -> Answer:

@@ -261,7 +261,8 @@ def _anthropic_usage(answer: Answer) -> dict[str, int]:
 
 def _stop_reason(answer: Answer) -> str:
     reasons = {"length": "max_tokens", "content_filter": "refusal", "tool_calls": "tool_use"}
-    return reasons.get(answer.finish_reason or "", "tool_use" if answer.calls else "end_turn")
+    # Others go out as they are.
+    return reasons.get(answer.finish_reason or "", answer.finish_reason or ("tool_use" if answer.calls else "end_turn"))
 
 
 def _anthropic_whole(body: Request, answer: Answer) -> dict[str, Any]:
@@ -502,7 +503,7 @@ def _gemini_chunk(body: Request, answer: Answer, parts: list[dict[str, Any]], *,
     reasons = {"length": "MAX_TOKENS", "content_filter": "SAFETY"}
     candidate: dict[str, Any] = {"content": {"parts": parts, "role": "model"}, "index": 0}
     if last:
-        candidate["finishReason"] = reasons.get(answer.finish_reason or "", "STOP")
+        candidate["finishReason"] = reasons.get(answer.finish_reason or "", answer.finish_reason or "STOP")
     usage = {
         "promptTokenCount": answer.usage[0],
         "candidatesTokenCount": answer.usage[1],
