@@ -20,7 +20,7 @@ from .never_send import never_send_match
 from .policy import Decision, Escalate, holding, is_off
 from .provider_errors import BudgetExceeded, ExecutionError, was_refused
 from .redact import Masks
-from .replies import inspect, offered
+from .replies import Fault, LocalReply, inspect, offered
 from .spending import NotPermitted
 from .task import SIGN, Task
 
@@ -155,9 +155,17 @@ def _call(
         # A fault of ours must not leave the row as if the call still ran; what it used is not known.
         close("failed", Usage(), type(error).__name__)
         raise
-    close("answered", Usage(reply.input_tokens, reply.output_tokens, reply.cost_usd))
+    used = Usage(reply.input_tokens, reply.output_tokens, reply.cost_usd)
+    said = host.local_reply(reply.response, request)
+    fault = inspect(said, offered(host.entries(request.get("tools"))))
+    if fault is not None and _is_useless(said, fault):
+        words = f"{tier.name}: it gave {explain.FAULT_WORDS[fault.kind]}"
+        close("failed", used, words)
+        _failed(task, decision, words, transient=False)
+        return None
+    close("answered", used)
     was_broken = _last_was_broken(task.ledger.events())
-    is_broken = _check_calls(reply.response, request)
+    is_broken = _is_cut_off(said, fault, reply.response)
     _answered(decision, task, tier, reply, reason=reason, journal_id=reserved.escalation, is_broken=is_broken)
     if is_broken and was_broken and decision.held is not None:
         # Hermes would ask for it three times more, and then end the turn (0.19 agent/conversation_loop.py). It asks for
@@ -171,18 +179,26 @@ def _last_was_broken(events: Sequence[Event]) -> bool:
     return isinstance(last, TierReplied) and last.is_broken
 
 
-def _check_calls(response: Any, request: Mapping[str, Any]) -> bool:
+def _is_useless(said: LocalReply, fault: Fault) -> bool:
+    """Tell whether Hermes could do nothing with a stronger model's reply, but ask for it again or end the turn on it.
+
+    What repeats itself may be what was asked for, unless it would have gone on.
+    """
+    if said.calls or fault.kind == "truncated":
+        return False
+    return fault.kind != "repetition" or said.finish_reason == "length"
+
+
+def _is_cut_off(said: LocalReply, fault: Fault | None, response: Any) -> bool:
     """Tell whether a reply asks for a call that cannot be made, and have one that was cut off say so.
 
     Some routers say `tool_calls` of it, and Hermes, which asks again for what was cut off, ends the turn on that (0.19
     agent/conversation_loop.py).
     """
-    reply = host.local_reply(response, request)
-    if not reply.calls:
+    if not said.calls:
         return False
-    fault = inspect(reply, offered(host.entries(request.get("tools"))))
     if fault is None or fault.kind != "malformed_arguments":
-        return reply.finish_reason == "length"
+        return said.finish_reason == "length"
     if fault.ends_turn:
         response.choices[0].finish_reason = "length"
     return True

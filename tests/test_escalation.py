@@ -357,6 +357,44 @@ def test_two_failing_tiers_fall_back_to_local(world: World) -> None:
     assert (len(world.local.requests), len(world.paid.requests), len(second.requests)) == (6, 1, 1)
 
 
+USELESS = {
+    "a tool call written as text": say(TEXT_CALL),
+    "a reply that repeats itself without end": say("I will read the file now. " * 40, finish_reason="length"),
+}
+
+
+@pytest.mark.parametrize("words", USELESS)
+def test_a_useless_reply_of_a_stronger_model_is_a_failure(world: World, words: str) -> None:
+    """Hermes would ask for it again and again, each time for money, and end the turn without an answer."""
+    world.paid.script = in_order([USELESS[words]])
+    world.local.script = in_order([*(missing({}, n) for n in range(3)), say("local to the end")])
+    screen = Screen()
+    assert world.ask(agent=world.agent(screen=screen))["final_response"].startswith("local to the end")
+    (row,) = rows()
+    assert (row["state"], row["error"]) == ("failed", f"openai/gpt-5.4: it gave {words}")
+    assert row["cost_usd"] > 0
+    assert f"⚡ openai/gpt-5.4: it gave {words}" in screen.text
+    assert "⚡ openai/gpt-5.4 did not help (1 call" in screen.text
+
+
+def test_after_a_useless_reply_the_next_stronger_model_is_asked(world: World) -> None:
+    """A bigger local model has the same trouble with tool calls as the small one, most often."""
+    world.configure(
+        "model_routing: {fallback: [{provider: primary, model: big}, {provider: openai, model: gpt-5.4}]}\n"
+    )
+    world.local.script = lambda request, n: say(TEXT_CALL) if request["model"] == "big" else missing(request, n)
+    assert world.ask()["final_response"].startswith("paid answer")
+    assert [(row["to_model"], row["state"]) for row in rows()] == [("big", "failed"), ("openai/gpt-5.4", "answered")]
+
+
+def test_what_a_stronger_model_was_asked_to_repeat_is_an_answer(world: World) -> None:
+    """It ended by itself."""
+    rows_of_a_sheet = "| name: ____________ | phone: ____________ |\n" * 12
+    world.paid.script = in_order([say(rows_of_a_sheet)])
+    world.local.script = in_order([*(missing({}, n) for n in range(3)), say("not asked for")])
+    assert world.ask()["final_response"].startswith("| name:")
+
+
 @pytest.mark.usefixtures("warmed")
 def test_tiers_that_fail_slowly_are_asked_once_a_call(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two that hang for longer than a failed one is left alone do not take turns for ever."""

@@ -1073,8 +1073,9 @@ def test_nothing_goes_out_after_a_stop(world: World) -> None:
         agent.interrupt()
 
     threading.Thread(target=stop_when_asked, daemon=True).start()
+    before = set(threading.enumerate())
     world.ask(agent=agent)
-    for thread in threading.enumerate():
+    for thread in set(threading.enumerate()) - before:
         if thread.name == "hermes-fallback-call":
             thread.join(20)
             assert not thread.is_alive()
