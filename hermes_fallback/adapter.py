@@ -803,14 +803,19 @@ class Adapter:
         for old_id in old_ids:
             self.ledgers.rename(old_id, new_id)
             self.guard.rename(old_id, new_id)
-            if old_id in self._unread:
-                self._unread.remove(old_id)
-                self._unread.add(new_id)
-            if old_id in self._parents:
-                self._parents[new_id] = self._parents.pop(old_id)
-            if old_id in self._beside:
-                self._beside.remove(old_id)
-                self._beside.add(new_id)
+            for noted in (self._unread, self._beside):
+                if old_id in noted:
+                    noted.remove(old_id)
+                    noted.add(new_id)
+            one_of_each: tuple[dict[str, Any], ...] = (
+                self._parents,
+                self._parent_turns,
+                self._last_types,
+                self._stays_local,
+            )
+            for kept in one_of_each:
+                if old_id in kept:
+                    kept.setdefault(new_id, kept.pop(old_id))
             if untold := self._untold.pop(old_id, None):
                 self._untold[new_id] = [*untold, *self._untold.get(new_id, ())]
         self._typed_session = new_id if self._typed_session in old_ids else self._typed_session

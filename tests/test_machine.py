@@ -94,6 +94,7 @@ WORTH = (
     *("stuck while the journal is locked", "sub-agent", "taken after another tier failed", "taken though off", "left"),
     *("taken by repeated_tool_failure", "taken by user_request", "a person says yes", "a person says no"),
     *("tier answers", "tier works", "tier empty", "tier hiccup", "tier 500", "tier 401", "tier 429", "tier broken"),
+    "tier useless",
     *("left for broken calls", "beside", "steered off", "steered auto"),
 )
 
@@ -446,7 +447,10 @@ MOVES = st.builds(
     Move,
     tiers=st.lists(
         st.sampled_from(
-            ["answers"] * 2 + ["works"] * 5 + ["500", "429", "401", "cut", "empty", "hiccup"] + ["broken"] * 2
+            ["answers"] * 2
+            + ["works"] * 5
+            + ["500", "429", "401", "cut", "empty", "useless", "hiccup"]
+            + ["broken"] * 2
         ),
         max_size=3,
     ).map(tuple),
@@ -937,7 +941,7 @@ class Machine(RuleBasedStateMachine):
             return fail(400)
         again = bool(call.requests) and call.requests[-1].does == "hiccup" and call.requests[-1].tier == tier
         does = "answers" if again or not call.plan else call.plan.pop(0)
-        if tier == "big" and does in {"empty", "hiccup"}:
+        if tier == "big" and does == "hiccup":
             does = "answers"
         # A second try stands in the same row, and another program may have the file by then.
         request = replace(call.requests[-1], does=does) if again else self.request_of(call, tier, does)
@@ -1066,8 +1070,8 @@ class Machine(RuleBasedStateMachine):
             case "cut":
                 # What it had written by then is ten words, or fewer.
                 answer, usage = say("word " * 30, cut_after=60), (tokens_in - 200 * call.move.greedy, 10)
-            case "empty":
-                answer = say("", usage=usage)
+            case "empty" | "useless":
+                answer = say("" if request.does == "empty" else GARBAGE, usage=usage)
             case "hiccup":
                 answer, usage = fail(500), (0, 0)
             case status:

@@ -239,6 +239,31 @@ def test_task_stays_escalated_across_compression(world: World, in_place: bool) -
     assert "openai/gpt-5.4: 15 calls" in world.command("status")
 
 
+def test_nothing_is_left_of_the_old_id_of_a_compressed_session(world: World) -> None:
+    """All that is known of the session goes by its new id, and ends with it."""
+    kinds = "task_types: [{name: all, match: {message: '.*'}}]"
+    world.configure(f"model_routing: {{fallback: {{provider: openai, model: gpt-5.4}}, {kinds}}}\n")
+    agent = world.agent()
+    first = agent.session_id
+
+    def local(_request: dict[str, Any], index: int) -> Answer:
+        if index == 1:
+            agent.session_id = "compressed"
+        return missing({}, index) if index < 2 else say("local answer")
+
+    def kept(session_id: str) -> set[str]:
+        books = {name: book for name, book in vars(world.adapter).items() if isinstance(book, dict | set)}
+        return {name for name, book in books.items() if session_id in book}
+
+    world.local.script = local
+    assert world.ask(agent=agent)["final_response"] == "local answer"
+    assert "The task is of type all" in world.command("status")
+    assert kept("compressed")
+    assert kept(first) == set()
+    world.manager.invoke_hook("on_session_finalize", session_id="compressed", platform="cli")
+    assert kept("compressed") == set()
+
+
 @pytest.mark.parametrize("is_new_process", [False, True])
 def test_off_and_budget_stay_when_the_context_is_compressed_between_turns(
     world: World,
