@@ -37,6 +37,7 @@ from .events import (
     TurnEnded,
     TurnStarted,
     TypeMatched,
+    UserAnswered,
     is_telling,
 )
 from .executor import Interrupted
@@ -67,6 +68,9 @@ UNNAMED_SESSION = ""
 # Hermes reviews finished turns for memories and skills on a copy of the agent with the same session id; nobody waits
 # for it and nobody asked, so it is never worth money (0.19 run_agent.py `_spawn_background_review`).
 _REVIEW_THREAD = "bg-review"
+
+_ASKS_THE_USER = "clarify"
+"""The tool by which a model asks in mid-turn (0.17 to 0.19 tools/clarify_tool.py); it may wait for an hour."""
 
 _SUBAGENT = "subagent"
 """What Hermes calls the surface of sub-agents (0.17 to 0.19 tools/delegate_tool.py)."""
@@ -423,12 +427,15 @@ class Adapter:
         result: object = None,
         status: str = "",
         error_message: object = None,
+        duration_ms: int = 0,
         **_: object,
     ) -> None:
         """A tool gave its result."""
         turn = self._turns.get(turn_id)
         if turn is None:
             return
+        if tool_name == _ASKS_THE_USER:
+            turn.ledger.append(UserAnswered(self.clock(), duration_ms / 1000))
         # With its letters as they are, for Hermes's marks are looked for in it.
         text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
         if handoff.STEER_OPEN in text:

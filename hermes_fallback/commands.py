@@ -102,7 +102,7 @@ _THEN = {
 
 def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
     events = ledger.events()
-    holder = holding(events, config.policy, config.names)
+    holder, lefts = holding(events, config.policy, config.names), _lefts(adapter, config, session_id)
     if adapter.guard.has_given_up(session_id):
         now = "The local model answers."
     elif events and isinstance(events[-1], EscalationRequested) and not config.policy.is_shadow:
@@ -111,11 +111,13 @@ def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -
         because = explain.reason(holder.trigger, holder.evidence)
         if adapter.is_running(session_id):
             now = f"{plain(holder.model)} has the task, because {because}."
-        elif any(left.usd <= 0 for left in _lefts(adapter, config, session_id)):
+        elif any(left.usd <= 0 for left in lefts):
             then = _THEN[config.policy.budget.on_exceeded]
             now = f"{plain(holder.model)} has this session (`hold: session`), but the budget is used up: {then}."
         else:
-            now = f"{plain(holder.model)} answers your next message (`hold: session`), because {because}."
+            # What that will cost at most, nobody knows yet.
+            if_paid = " if the budget pays for it" if lefts else ""
+            now = f"{plain(holder.model)} answers your next message{if_paid} (`hold: session`), because {because}."
     elif is_off(events):
         now = "The local model answers; escalation is off in this session (/escalate auto switches it on)."
     else:
@@ -125,7 +127,7 @@ def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -
     kind, because = adapter.last_type(session_id)
     typed = f"\nThe task is of type {plain(kind)}, for {plain(because)}." if kind else ""
     return (
-        f"{now}{typed}\n{_spent(adapter, session_id)}{_left(_lefts(adapter, config, session_id))}"
+        f"{now}{typed}\n{_spent(adapter, session_id)}{_left(lefts)}"
         f"{_unjournaled(adapter, session_id)}{_faults(adapter, session_id)}"
     )
 

@@ -67,6 +67,14 @@ class TurnStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class UserAnswered:
+    """The user gave the answer that the model had asked for in mid-turn, and took so long: no time of the model's."""
+
+    at: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class TurnEnded:
     """Hermes finished the turn, however it went."""
 
@@ -233,6 +241,7 @@ class EscalationFailed:
 
 Event = (
     TurnStarted
+    | UserAnswered
     | TurnEnded
     | ToolSucceeded
     | ToolFailed
@@ -255,6 +264,7 @@ Event = (
 CONTROLS = frozenset(
     {
         TurnStarted,
+        UserAnswered,
         TurnEnded,
         Escalated,
         TierReplied,

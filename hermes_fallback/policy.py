@@ -26,6 +26,7 @@ from .events import (
     TurnEnded,
     TurnStarted,
     TypeMatched,
+    UserAnswered,
     index_of,
 )
 from .triggers import TRIGGERS, Evidence, Limits
@@ -201,6 +202,8 @@ def _borders(
             task, started_at = at, event.at
         elif kind is Escalated:
             taken, started_at = at + 1, event.at
+        elif isinstance(event, UserAnswered) and started_at is not None:
+            started_at += event.seconds
         elif kind is TierReplied:
             taken = at + 1 if holder is None else taken
         elif kind in _ASIDE:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from hermes_fallback import executor, handoff, policy
+from hermes_fallback.events import UserAnswered
 from hermes_fallback.journal import Opening
 from tests.endpoints import Answer, Script, call, fail, in_order, raw_call, say
 from tests.world import HOME, ISSUE_BLOCK, KEY, MODEL, Screen, World, log_of
@@ -247,6 +248,26 @@ def test_task_timeout(world: World) -> None:
     world.ask()
     assert len(world.local.requests) == 2
     assert [row["trigger"] for row in rows()] == ["task_timeout"]
+
+
+def test_time_that_the_user_takes_is_not_the_models(world: World) -> None:
+    """Who thinks about a question of the model's does not pay for that."""
+    noted: list[UserAnswered] = []
+
+    def answer(_question: str, _choices: object, **_: object) -> str:
+        time.sleep(0.5)
+        return "staging"
+
+    def local(_request: dict[str, Any], index: int) -> Answer:
+        events = world.adapter.ledger(agent.session_id).events()
+        noted.extend(event for event in events if isinstance(event, UserAnswered))
+        return say("Deployed to staging.") if index else call("clarify", question="Staging or production?")
+
+    world.local.script = local
+    agent = world.agent(enabled_toolsets=["clarify"], clarify_callback=answer)
+    assert world.ask("deploy it", agent=agent)["final_response"] == "Deployed to staging."
+    (waited,) = noted
+    assert waited.seconds >= 0.5
 
 
 def test_garbage_on_the_screen_is_followed_by_the_better_answer(world: World) -> None:
@@ -745,19 +766,21 @@ def test_steer_escalate_hands_over_in_mid_turn(world: World) -> None:
     assert "OUT-OF-BAND" not in world.paid.requests[0]["messages"][-1]["content"]
 
 
-@pytest.mark.parametrize("hold", ["task", "session"])
-def test_status_says_who_answers_next(world: World, hold: str) -> None:
+@pytest.mark.parametrize(
+    ("hold", "budget", "if_paid"),
+    [("task", "{}", ""), ("session", "{}", ""), ("session", "{per_day_usd: 1}", " if the budget pays for it")],
+)
+def test_status_says_who_answers_next(world: World, hold: str, budget: str, if_paid: str) -> None:
     """Between two messages: the model that holds the session, the one that /escalate called, or the local one."""
-    world.configure(
-        f"model_routing: {{fallback: {{provider: openai, model: gpt-5.4}}, fallback_policy: {{hold: {hold}}}}}\n"
-    )
+    policy = f"{{hold: {hold}, budget: {budget}}}"
+    world.configure(f"model_routing: {{fallback: {{provider: openai, model: gpt-5.4}}, fallback_policy: {policy}}}\n")
     world.local.script = in_order([*(call("read_file", path=f"/nowhere/{number}") for number in range(3)), say("fine")])
     agent = world.agent()
     history = world.ask(agent=agent)["messages"]
     said = world.command("status").splitlines()[0]
     if hold == "session":
         why = "because read_file failed 3 times: file not found"
-        assert said == f"openai/gpt-5.4 answers your next message (`hold: session`), {why}."
+        assert said == f"openai/gpt-5.4 answers your next message{if_paid} (`hold: session`), {why}."
     else:
         assert said == "The local model answers; when it gets stuck, openai/gpt-5.4 takes over."
     world.command("")

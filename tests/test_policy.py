@@ -31,6 +31,7 @@ from hermes_fallback.events import (
     TurnEnded,
     TurnStarted,
     TypeMatched,
+    UserAnswered,
     index_of,
 )
 from hermes_fallback.fingerprint import Fingerprint, digest
@@ -208,6 +209,8 @@ CASES = [
     case("endpoint gives up at once", down(ends_turn=True), expected=Escalate(0, ERROR, (down(ends_turn=True),))),
     case("time is over", now=900.0, expected=Escalate(0, TIME, (START,))),
     case("time is not over", now=899.9),
+    case("time that the user took", UserAnswered(400.0, 300.0), now=1199.9),
+    case("time is over without what the user took", UserAnswered(400.0, 300.0), now=1200.0, expected=Escalate(0, TIME, (START,))),
     case("time is over, and here is the answer", said(), now=900.0),
     case("time begins anew on a tier", up(at=800.0), now=1000.0, tiers=2, expected=Escalate(0, ASK, (), up(at=800.0))),
     case("asked", ASKED, expected=Escalate(0, ASK, (ASKED,))),
