@@ -34,6 +34,7 @@ _NUMBERS = re.compile(
       | (?<=\b[0-9])(?:
             \d?:\d\d:\d\d(?:[.,]\d+)?\b                                            # 15:19:09
           | \d*(?:\.\d+)?\s?(?:ms|s|sec|secs|seconds?|µs|us|ns|minutes?|min)\b        # 0.31s, 12 ms
+              (?![ ](?:left|remaining|to[ ]go))                                    # how far it is, is new
           | (?<=0)x[0-9a-fA-F]{6,}\b
           | (?<=1)[5-9]\d{8}(?:\.\d+|\d{3})?\b                     # seconds or milliseconds since 1970
         )
@@ -53,7 +54,9 @@ _FIELDS = Hinted(
 )
 _PROCESSES = Hinted(
     "pid|sess|proc|job",
-    r"[psj](?<=\b[psj])(?:(?<=p)(?:id|roc)|(?<=s)ess(?:ion)?|(?<=j)ob)[\"']?[\s:=#_-]+[\w-]*\d[\w-]*",
+    # A short number of a session or a job is its place in a row.
+    r"[psj](?<=\b[psj])(?:(?<=p)(?:id|roc)|(?:(?<=s)ess(?:ion)?|(?<=j)ob)(?=[\"']?[\s:=#_-]+[\w-]{6}))"
+    r"[\"']?[\s:=#_-]+[\w-]*\d[\w-]*",
     re.NOFLAG,
 )
 _OF_UUID = re.compile(r"-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-")

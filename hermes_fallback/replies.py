@@ -87,7 +87,7 @@ def inspect(reply: LocalReply, tools: Tools) -> Fault | None:
     if reply.calls:
         return _call_fault(reply, tools)
     text = without_thinking(reply.text)
-    if is_repetition(reply.text):
+    if is_repetition(reply.text, has_ended=reply.finish_reason == "stop"):
         return Fault("repetition", ends_turn=True)
     if not text:
         # With thinking alone and no tokens left, Hermes ends the turn; any other silence it meets with another try.
@@ -105,19 +105,20 @@ def without_thinking(text: str) -> str:
     return _THINKING.sub("", text).strip() if "<" in text else text.strip()
 
 
-def is_repetition(text: str) -> bool:
+def is_repetition(text: str, *, has_ended: bool = False) -> bool:
     """Tell whether a text ends in the same words over and over, as a model does that cannot stop.
 
     Rules, tables and rows of numbers repeat as well, and so does code: a repeated unit counts only with a word of three
-    letters in it, and inside a code block, fenced or indented, only when it goes on and on.
+    letters in it, and inside a code block, fenced or indented, only when it goes on and on. So do whole lines of a text
+    that `has_ended` by itself: a sheet to fill in, or rows with the same values.
     """
     after_code = _after_code(text) if _has_fence(text) else text
     if after_code is not text and _repeats(text[-_TAIL_CHARS:], text, least=_ENDLESS_CHARS):
         return True
-    return _repeats(after_code[-_TAIL_CHARS:], text, least=_MIN_REPEATED_CHARS)
+    return _repeats(after_code[-_TAIL_CHARS:], text, least=_MIN_REPEATED_CHARS, has_ended=has_ended)
 
 
-def _repeats(tail: str, text: str, *, least: int) -> bool:
+def _repeats(tail: str, text: str, *, least: int, has_ended: bool = False) -> bool:
     # What repeats six times ends in words that stood there before; to look for them costs nothing.
     if len(tail) < least or tail.rfind(tail[-_ENDING_CHARS:], 0, -1) < 0:
         return False
@@ -128,7 +129,8 @@ def _repeats(tail: str, text: str, *, least: int) -> bool:
     if covered < least or covered // period < _MIN_REPEATS or not _WORD.search(unit):
         return False
     # An indented block is code as well (a log's lines, for example).
-    if "\n" in unit and not _NOT_INDENTED.search(unit + unit[:4]) and covered < _ENDLESS_CHARS:
+    is_code = not _NOT_INDENTED.search(unit + unit[:4])
+    if "\n" in unit and (has_ended or is_code) and covered < _ENDLESS_CHARS:
         return False
     return period <= _MAX_UNIT_CHARS or text.count(unit) >= _MANY
 

@@ -184,7 +184,7 @@ _CHANGING_COMMAND = re.compile(
     r"|git\s+(?:apply|checkout|commit|add|reset|stash|merge|rebase|restore|mv|rm|pull|clone)"
     r"|(?:pip3?|npm|yarn|pnpm|cargo|apt(?:-get)?|brew|uv)\s+(?:install|add|i|remove|uninstall))\b"
     r"|(?<![<>=-])>{1,2}\s*(?![&\s]|/dev/null)[\w./~$\"'-]"
-    r"|\.write\(|write_text\(|open\([^)]{0,200}['\"][wax]",
+    r"|\.write\(|write_text\(|write_file\(|\bpatch\(|open\([^)]{0,200}['\"][wax]",
     re.MULTILINE,
 )
 _once: dict[tuple[ReplySign, ...], tuple[ReplySign, ...]] = {}

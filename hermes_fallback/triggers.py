@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from . import risk as model
 from .events import (
@@ -42,6 +42,17 @@ HOST_PATIENCE = 3
 _PATIENCE = 8
 """So many times as often may come what waits, and what the user wants again and again, until it is a loop after all."""
 
+_DOUBT = 2
+"""So many times as often may a command fail, between whose runs something was done that may have changed anything."""
+
+_DONE_WELL = 8
+"""After so many calls in a row that succeeded, what the tool failed at before was its being looked for."""
+
+_HARMLESS = frozenset({"reads", "polls"})
+
+_Key = tuple[str | Fingerprint, ...]
+"""What failures have in common that count together."""
+
 Evidence = tuple[Event, ...]
 
 
@@ -70,26 +81,54 @@ def repeated_tool_failure(observed: Sequence[Event], limits: Limits) -> Evidence
     """Match when the same call, or the same tool with the same kind of error, has failed `after` times.
 
     Commands fail on purpose (tests, searches): only the same command counts, while it fails the same way and nothing
-    was changed in between.
+    was changed in between; twice as often, where something may have been. What a tool failed at counts until it has
+    done well for long.
     """
-    wanted = {key for event in _newest(observed) if isinstance(event, ToolFailed) for key in _failure_keys(event)}
-    if not wanted:
+    newest = [event for event in _newest(observed) if isinstance(event, ToolFailed)]
+    rows = {key: _Row() for event in newest for key in _failure_keys(event)}
+    if not rows:
         return None
-    failures: defaultdict[tuple[str | Fingerprint, ...], list[Event]] = defaultdict(list)
-    for event in _failures_and_changes(observed, changes=any(key[0] == "command" for key in wanted)):
-        if isinstance(event, ToolSucceeded):
-            for key in wanted:
-                if key[0] == "command":
-                    failures.pop(key, None)
-            continue
-        for key in _failure_keys(event):
-            if key in wanted:
-                failures[key].append(event)
-    for key, events in failures.items():
+    for event in observed:
+        if isinstance(event, ToolFailed):
+            for key in _failure_keys(event):
+                if key in rows:
+                    rows[key].failed(event)
+        elif isinstance(event, ToolSucceeded):
+            for key, row in rows.items():
+                row.succeeded(key, event)
+    for key, row in rows.items():
         is_patient = key[0] == "polls" or (key[0] == "command" and "wants_reruns" in limits.asked)
-        if len(events) >= limits.after * (_PATIENCE if is_patient else 1):
-            return tuple(events)
+        if len(row.failures) >= limits.after * (_PATIENCE if is_patient else _DOUBT if row.is_doubtful else 1):
+            return tuple(row.failures)
     return None
+
+
+@dataclass(slots=True)
+class _Row:
+    """Failures with one key, and what happened since the first of them."""
+
+    failures: list[Event] = field(default_factory=list)
+    is_doubtful: bool = False
+    """Whether something was done in between that may have changed anything."""
+    done_well: int = 0
+    """How often the tool succeeded since the last of them."""
+
+    def failed(self, event: ToolFailed) -> None:
+        self.failures.append(event)
+        self.done_well = 0
+
+    def succeeded(self, key: _Key, event: ToolSucceeded) -> None:
+        if not self.failures:
+            return
+        if key[0] == "command":
+            is_changed = "changes" in event.signs
+            self.is_doubtful |= _HARMLESS.isdisjoint(event.signs)
+        else:
+            self.done_well += key[0] == "kind" and key[1] == event.tool
+            is_changed = self.done_well >= _DONE_WELL
+        if is_changed:
+            self.failures.clear()
+            self.is_doubtful = False
 
 
 def invalid_output(observed: Sequence[Event], limits: Limits) -> Evidence | None:
@@ -286,17 +325,7 @@ def _newest(observed: Sequence[Event]) -> list[Event]:
     return newest
 
 
-def _failures_and_changes(observed: Sequence[Event], *, changes: bool) -> list[Call]:
-    if not changes:
-        return [event for event in observed if isinstance(event, ToolFailed)]
-    return [
-        event
-        for event in observed
-        if isinstance(event, ToolFailed) or (isinstance(event, ToolSucceeded) and "changes" in event.signs)
-    ]
-
-
-def _failure_keys(failure: ToolFailed) -> tuple[tuple[str | Fingerprint, ...], ...]:
+def _failure_keys(failure: ToolFailed) -> tuple[_Key, ...]:
     if "polls" in failure.signs:
         return (("polls", failure.call, failure.result),)
     # A command that fails in a new way each time is being worked on; any other call fails for what it asks.

@@ -116,6 +116,22 @@ def test_repetition(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "| Name: ______________ | Phone: ____________ | Email: ____________ |\n",
+        "unnamed,pending,nobody\n",
+        "- [ ] Item: ________ Packed: yes / no\n",
+    ],
+)
+def test_rows_that_are_alike_are_no_repetition(line: str) -> None:
+    """A sheet to fill in ends by itself; where it does not, or goes on for a page or two, the model cannot stop."""
+    some, many = "Here it is:\n\n" + line * 20, "Here it is:\n\n" + line * (2000 // len(line) + 2)
+    assert inspect(LocalReply(some, finish_reason="stop"), TOOLS) is None
+    assert inspect(LocalReply(some, finish_reason="length"), TOOLS) == REPETITION
+    assert inspect(LocalReply(many, finish_reason="stop"), TOOLS) == REPETITION
+
+
+@pytest.mark.parametrize(
     ("reply", "fault"),
     [
         (LocalReply(""), Fault("empty", ends_turn=False)),
