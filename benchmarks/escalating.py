@@ -185,7 +185,7 @@ def _to_the_first_token(world: events.World, url: str) -> None:
                 if first is None and chunk.choices and chunk.choices[0].delta.content:
                     first = 1000 * (time.monotonic() - began)
             # litellm leaves the last of a stream to the collector, which may come in the midst of the next call, inside
-            # httpcore's pool, and then waits for itself for ever (`executor._let_go`; this benchmark hung once).
+            # httpcore's pool, and then waits for itself for ever (`stream._let_go`; this benchmark hung once).
             gc.collect()
             assert first is not None  # noqa: S101  # for mypy
             return first

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from hermes_fallback import executor, handoff, lazy_litellm, prices
+from hermes_fallback import executor, handoff, lazy_litellm, prices, stream
 from hermes_fallback.budget import NOTHING_USED
 from hermes_fallback.config import Price, Tier
 from hermes_fallback.executor import Abilities, Interrupted, Reply
@@ -540,7 +540,7 @@ def test_a_stream_that_is_not_let_go_of_holds_up_nobody(
     def fails(_source: object) -> None:
         raise KeyError("a fault")
 
-    monkeypatch.setattr(executor, "_let_go", fails)
+    monkeypatch.setattr(stream, "_let_go", fails)
     reply, _, _ = ask(say("an answer"), monkeypatch=monkeypatch)
     assert reply.response.choices[0].message.content == "an answer"
     assert "a stream was not let go of" in caplog.text
@@ -550,7 +550,7 @@ def test_a_stream_that_is_not_let_go_of_holds_up_nobody(
 STOPPED = """\
 import faulthandler, os, sys, time
 faulthandler.dump_traceback_later(50, exit=True)  # where it hangs
-from hermes_fallback import executor, lazy_litellm
+from hermes_fallback import executor, lazy_litellm, stream
 from hermes_fallback.config import Tier
 
 tier, seen, modules = Tier("openai", "gpt-5.4"), [], set()
@@ -566,13 +566,13 @@ def show(text):
 def tell(line):
     os.write(1, f"{line}\\n".encode())  # at once, for two threads do
 
-def let_go(source, let_go=executor._let_go):
+def let_go(source, let_go=stream._let_go):
     tell(f"new: {set(sys.modules) - modules}")
     time.sleep(0.3)
     let_go(source)
     tell("let go of")
 
-executor._let_go = let_go
+stream._let_go = let_go
 asked = {"messages": [{"role": "user", "content": "hello"}]}
 try:
     executor.complete(tier, asked, is_interrupted=lambda: len(seen) > 1, on_text=show)
