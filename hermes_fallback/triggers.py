@@ -84,23 +84,30 @@ def repeated_tool_failure(observed: Sequence[Event], limits: Limits) -> Evidence
     was changed in between; twice as often, where something may have been. What a tool failed at counts until it has
     done well for long.
     """
+    for key, row in _rows_of_the_newest(observed).items():
+        is_patient = key[0] == "polls" or (key[0] == "command" and "wants_reruns" in limits.asked)
+        if len(row.failures) >= limits.after * (_PATIENCE if is_patient else _DOUBT if row.is_doubtful else 1):
+            return tuple(row.failures)
+    return None
+
+
+def _rows_of_the_newest(observed: Sequence[Event]) -> Mapping[_Key, _Row]:
+    """Return all failures like those that came since this was last asked, by what they have in common."""
     newest = [event for event in _newest(observed) if isinstance(event, ToolFailed)]
     rows = {key: _Row() for event in newest for key in _failure_keys(event)}
     if not rows:
-        return None
+        return rows
+    mended = [(key, row) for key, row in rows.items() if key[0] in {"command", "kind"}]
     for event in observed:
         if isinstance(event, ToolFailed):
             for key in _failure_keys(event):
                 if key in rows:
                     rows[key].failed(event)
         elif isinstance(event, ToolSucceeded):
-            for key, row in rows.items():
-                row.succeeded(key, event)
-    for key, row in rows.items():
-        is_patient = key[0] == "polls" or (key[0] == "command" and "wants_reruns" in limits.asked)
-        if len(row.failures) >= limits.after * (_PATIENCE if is_patient else _DOUBT if row.is_doubtful else 1):
-            return tuple(row.failures)
-    return None
+            for key, row in mended:
+                if row.failures:
+                    row.succeeded(key, event)
+    return rows
 
 
 @dataclass(slots=True)
@@ -118,13 +125,11 @@ class _Row:
         self.done_well = 0
 
     def succeeded(self, key: _Key, event: ToolSucceeded) -> None:
-        if not self.failures:
-            return
         if key[0] == "command":
             is_changed = "changes" in event.signs
             self.is_doubtful |= _HARMLESS.isdisjoint(event.signs)
         else:
-            self.done_well += key[0] == "kind" and key[1] == event.tool
+            self.done_well += key[1] == event.tool
             is_changed = self.done_well >= _DONE_WELL
         if is_changed:
             self.failures.clear()
