@@ -1,4 +1,6 @@
-"""Hermes's hooks and middleware → events; decisions → effects. The only file that knows Hermes, besides `live.py`.
+"""Hermes's hooks and middleware → events: whose session it is, what was said in it, and what is told of it.
+
+What is read of Hermes itself stands in `host.py` and `live.py`; who answers a model call, in `routing.py`.
 
 Hermes swallows what a plugin raises (DESIGN.md, facts 2 and 3): after our middleware fails, the local model answers as
 if nothing were there. So `guard.py` says our own faults loudly, and counts them, for whatever Hermes calls.
@@ -20,18 +22,13 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from . import commands, executor, explain, handoff, host, kinds, lazy_litellm, self_check, shadow, signs
+from . import commands, explain, handoff, host, kinds, lazy_litellm, routing, self_check, signs
 from .config import Config
-from .escalation import HAND_OVER, Stopped, escalate, host_answered
 from .events import (
     ConsentGiven,
     ConsentRefused,
-    Escalated,
     EscalationRequested,
     Event,
-    ReplyAccepted,
-    ReplyInvalid,
-    SelfChecked,
     SwitchedAuto,
     SwitchedOff,
     TurnEnded,
@@ -40,18 +37,14 @@ from .events import (
     UserAnswered,
     is_telling,
 )
-from .executor import Interrupted
 from .guard import MOST, Guard
 from .journal import Journal, JournalError
 from .ledger import Ledger, Ledgers
 from .live import Chat, cli_session_id, find_chat, tui_session_id
-from .policy import Decision, Escalate, Stay, holding, is_off, is_refused
-from .provider_errors import ExecutionError
+from .policy import holding, is_off, is_refused
 from .redact import Filled
-from .replies import LocalReply, inspect, offered
 from .settings import Settings
 from .task import SIGN, Consent, Task
-from .triggers import OF_ANSWERS, may_be_replaced
 from .turn import LocalCall, Turn
 
 logger = logging.getLogger(__name__)
@@ -552,14 +545,14 @@ class Adapter:
             # Hermes itself may go to another provider within the turn, even to a model of the same name.
             is_elsewhere = (model, base_url) != (turn.model, turn.base_url)
             if turn.handed_over is not None and is_elsewhere:
-                return _ask_host(turn.handed_over, task, local, model=model, provider=provider)
+                return routing.ask_host(turn.handed_over, task, local, model=model, provider=provider)
             running = host.Running(model, provider, base_url, api_mode)
             if is_elsewhere or not turn.config.policy.enabled or not self._is_ours(turn, running):
                 return local.reply()
             if not self._is_booked(turn.account):
                 # It could spend its budget once more.
                 return local.reply()
-            return self._route(turn, local, task)
+            return routing.answer(turn, local, task)
         except Exception as error:
             if local is not None and error is local.error:
                 raise
@@ -595,7 +588,16 @@ class Adapter:
             ask=functools.partial(self._ask_person, turn),
             guard=self.guard,
             filled=self.filled,
+            note_asked=functools.partial(self._note_asked, turn),
         )
+
+    def _note_asked(self, turn: Turn) -> None:
+        if turn.has_asked:
+            return
+        turn.has_asked = True
+        if not turn.config.policy.is_shadow:
+            # However the turn ends, there is a cost to be told.
+            self._untold[turn.account] = [*self._untold.get(turn.account, ())[-_MOST_UNTOLD:], turn.turn_id]
 
     def _ask_person(self, turn: Turn, question: str) -> Consent:
         question = explain.plain(question)
@@ -666,113 +668,6 @@ class Adapter:
             else:
                 turn.ledger.append(EscalationRequested(self.clock()))
         turn.steers.add(steer)
-
-    def _route(self, turn: Turn, local: LocalCall, task: Task) -> Any:
-        try:
-            response = self._answer(turn, local, task)
-        except Interrupted:
-            # Hermes looks at its own flag as soon as the local call begins, and ends the turn as stopped.
-            return local.reply()
-        if isinstance(response, Stopped):
-            return _words_of(response)
-        if response is not HAND_OVER:
-            return response
-        turn.handed_over = holding(turn.ledger.events(), turn.config.policy, turn.config.names)
-        # To Hermes, no answer is a failure of the provider: it goes to the next one at once (DESIGN.md, fact 5).
-        return None
-
-    def _answer(self, turn: Turn, local: LocalCall, task: Task) -> Any:
-        response = self._escalate(turn, task.decide(), task, local)
-        if response is not None:
-            return response
-        cause: BaseException | None = None
-        try:
-            response = local.reply()
-        except Exception as error:
-            cause = error.__cause__ or error
-            if error is not local.error or isinstance(cause, InterruptedError):
-                raise  # a fault of ours, or the user's stop
-        # Not while it is handled: its words, which are the endpoint's, would be in the traceback of a fault of ours.
-        if cause is not None:
-            turn.ledger.append(host.call_failed(self.clock(), cause, local.request))
-            response = self._escalate(turn, task.decide(), task, local)
-            return local.reply() if response is None else response
-        used = host.usage_of(response)
-        turn.local.add(used)
-        if turn.config.policy.is_shadow:
-            shadow.answered(task, used)
-        decision = self._judge(turn, local, task, response)
-        if decision is None:
-            return response
-        replacement = self._escalate(turn, decision, task, local)
-        if turn.config.policy.is_shadow and decision.held is None:
-            # The better answer would have cost about what this one took.
-            shadow.answered(task, used)
-        if decision.trigger in OF_ANSWERS and (replacement is None or isinstance(replacement, Stopped)):
-            # The answer is there, and can be used; on the screen, half of another may stand below it.
-            if not turn.config.policy.is_shadow:
-                turn.live.notice(f"{SIGN} {turn.model}: its answer stands")
-            return response
-        return response if replacement is None else replacement
-
-    def _escalate(self, turn: Turn, decision: Decision, task: Task, local: LocalCall) -> Any | None:
-        if not isinstance(decision, Escalate):
-            return escalate(decision, task, local.request)
-        if not turn.has_asked:
-            turn.has_asked = True
-            if not turn.config.policy.is_shadow:
-                # However the turn ends, there is a cost to be told.
-                self._untold[turn.account] = [*self._untold.get(turn.account, ())[-_MOST_UNTOLD:], turn.turn_id]
-        # Only now: to look at each message takes the longer the more there are.
-        return escalate(decision, task, host.readable(local.request))
-
-    def _judge(self, turn: Turn, local: LocalCall, task: Task, response: Any) -> Escalate | None:
-        """Return the decision to have the local model's reply replaced, or None when it is to be used."""
-        reply = host.local_reply(response, local.request)
-        tools = local.request.get("tools")
-        # Hermes sends the same list all through a turn.
-        if turn.offered[0] is not tools:
-            turn.offered = (tools, offered(host.entries(tools)))
-        fault = inspect(reply, turn.offered[1])
-        if fault is not None:
-            turn.ledger.append(ReplyInvalid(self.clock(), fault.kind, fault.ends_turn))
-            lazy_litellm.warm(turn.config.ladder)
-            decision = task.decide()
-            return decision if isinstance(decision, Escalate) else None
-        accepted = ReplyAccepted(self.clock(), not reply.calls, host.reply_signs(reply, local.request))
-        turn.ledger.append(accepted)
-        if reply.calls:
-            # Judged before the next call, by what they bring.
-            return None
-        to_check = self._is_to_check_itself(turn, reply)
-        if not to_check and not may_be_replaced(accepted, turn.ledger.controls()):
-            return None
-        decision = task.decide()
-        if isinstance(decision, Stay) and to_check:
-            self._check_itself(turn, local, reply.text)
-            decision = task.decide()
-        # The answer is there: only what it says itself, or the user, is a reason to have another.
-        is_reason = isinstance(decision, Escalate) and decision.held is None and decision.trigger in OF_ANSWERS
-        return decision if isinstance(decision, Escalate) and is_reason else None
-
-    def _is_to_check_itself(self, turn: Turn, reply: LocalReply) -> bool:
-        if not turn.config.policy.self_check or is_off(turn.ledger.events()):
-            return False
-        return bool(reply.text.strip()) and self_check.is_local(turn.base_url)
-
-    def _check_itself(self, turn: Turn, local: LocalCall, answer: str) -> None:
-        """Ask the local model whether its answer is one; what it cannot say is no evidence."""
-        tier = self_check.tier(turn.model, turn.base_url, local.live.api_key)
-        asked = {"messages": self_check.question(host.entries(local.request.get("messages")), answer)}
-        try:
-            reply = executor.complete(tier, asked, is_interrupted=host.is_interrupted, on_text=lambda _: None)
-        except ExecutionError as error:
-            logger.warning("session=%s: the local model's self_check failed: %s", turn.session_id, error)
-            return
-        fulfilled = self_check.is_fulfilled(reply.response.choices[0].message.content or "")
-        logger.debug("session=%s: the local model's self_check says %s", turn.session_id, fulfilled)
-        if fulfilled is not None:
-            turn.ledger.append(SelfChecked(self.clock(), fulfilled))
 
     def _journal_task(self, turn: Turn) -> None:
         """Write what the local model did in the turn, for `hermes escalation report`."""
@@ -899,13 +794,3 @@ class Adapter:
         with self._lock:
             for id_ in [id_ for id_, turn in self._turns.items() if turn.session_id == session_id]:
                 del self._turns[id_]
-
-
-def _ask_host(held: Escalated, task: Task, local: LocalCall, *, model: str, provider: str) -> Any:
-    request = host.readable(local.request)
-    response = host_answered(held, task, local.reply, request, model=model, provider=provider)
-    return _words_of(response) if isinstance(response, Stopped) else response
-
-
-def _words_of(stop: Stopped) -> object:
-    return host.spoken_response(stop.text, model="hermes-fallback")

@@ -32,7 +32,8 @@ class Task:
     """One turn of a session, at one call.
 
     `account` is the session that pays and `task_id` the turn that pays: those of a sub-agent's parent. `may_spend` is
-    false for a chat user who is not in `allowed_users`; `ask` puts a question about money to a person.
+    false for a chat user who is not in `allowed_users`; `ask` puts a question about money to a person; `note_asked` is
+    told before a stronger model is asked.
     """
 
     session_id: str
@@ -53,6 +54,7 @@ class Task:
     ask: Callable[[str], Consent]
     guard: Guard
     filled: Filled
+    note_asked: Callable[[], None]
 
     def decide(self, *, now: float | None = None) -> Decision:
         """Return who answers next, by what is known; `now` is monotonic seconds, where it is not the clock's."""
