@@ -320,8 +320,11 @@ def _contradictions_of_tier(path: str, tier: dict[str, Any]) -> Iterator[str]:
     # Claude refuses it, unless its thoughts may go on between calls of tools (platform.claude.com, extended-thinking).
     if thoughts and most is not None and most <= thoughts and "interleaved" not in str(tier["extra"]):
         yield f"{path}.max_tokens: {most} leaves no answer after {thoughts} tokens of thinking; write a larger number"
-    for key in sorted(tier.get("extra", {}).keys() & _OURS.keys()):
-        yield f"{path}.extra.{key}: is the plugin's to say; {_OURS[key]}"
+    extra = tier.get("extra", {})
+    # What is in `extra_body`, litellm puts into the request as it is, over what we say.
+    for place, keys in (("extra", extra), ("extra.extra_body", extra.get("extra_body"))):
+        for key in sorted(keys.keys() & _OURS.keys()) if isinstance(keys, dict) else ():
+            yield f"{path}.{place}.{key}: is the plugin's to say; {_OURS[key]}"
 
 
 def _texts_of(value: object, path: str) -> Iterator[tuple[str, str]]:
@@ -367,10 +370,11 @@ _OURS = {
     "api_base": "write the tier's `base_url`",
     "timeout": "write the tier's `timeout_seconds`",
     **dict.fromkeys(("n", "stream", "stream_options", "messages", "tools"), "leave it out"),
-    "fallbacks": "write a list of tiers",
+    **dict.fromkeys(("fallbacks", "context_window_fallback_dict", "model_list"), "write a list of tiers"),
+    **dict.fromkeys(("mock_response", "mock_tool_calls"), "leave it out; with it no model is asked"),
     **dict.fromkeys(("max_retries", "num_retries"), "leave it out; a call is tried again once"),
 }
-"""Keys of a tier's `extra` that would change what is paid, behind the budget's back."""
+"""Keys of a tier's `extra` that would change what is paid, or who answers, behind the budget's back."""
 
 
 def _for_type(block: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:

@@ -143,6 +143,16 @@ FAULTS = [
      '$.model_routing.task_types[0].start_on: "fallbak" is not known; did you mean fallback?'),
     ("{fallback: [{provider: a, model: b}, {provider: a, model: b, extra: {n: 2}}]}",
      "$.model_routing.fallback[1].extra.n: is the plugin's to say; leave it out"),
+    *((f"{{fallback: {{provider: a, model: b, extra: {extra}}}}}",
+       f"$.model_routing.fallback.extra.{place}: is the plugin's to say; {advice}")
+      for extra, place, advice in (
+          ("{extra_body: {top_k: 5, n: 4}}", "extra_body.n", "leave it out"),
+          ("{extra_body: {max_completion_tokens: 100000}}", "extra_body.max_completion_tokens", "write the tier's `max_tokens`"),
+          ("{context_window_fallback_dict: {b: c}}", "context_window_fallback_dict", "write a list of tiers"),
+          ("{model_list: [{model_name: c}]}", "model_list", "write a list of tiers"),
+          ("{mock_response: hi}", "mock_response", "leave it out; with it no model is asked"),
+          ("{mock_tool_calls: []}", "mock_tool_calls", "leave it out; with it no model is asked"),
+      )),
     *((f"{{fallback: {{provider: a, model: b, {entry}}}}}",
        f"$.model_routing.fallback.{place}: is a key, and has no place here; put it into Hermes's .env, and its name into "
        "api_key_env")
