@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -129,8 +130,8 @@ class Tier:
 
     @property
     def thinking_tokens(self) -> int:
-        """How many tokens `extra` has the model think before it answers, which count as written; Claude's words."""
-        return _thinking_tokens(self.extra)
+        """How many tokens `extra` has Claude think before it answers, which count as written."""
+        return _thinking_tokens(self.provider, self.model, self.extra)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,11 +317,11 @@ def _contradictions_of_tier(path: str, tier: dict[str, Any]) -> Iterator[str]:
     for place, value in _texts_of(tier, path):
         if is_secret(value):
             yield f"{place}: is a key, and has no place here; put it into Hermes's .env, and its name into api_key_env"
-    most, thoughts = tier.get("max_tokens"), _thinking_tokens(tier.get("extra", {}))
-    # Claude refuses it, unless its thoughts may go on between calls of tools (platform.claude.com, extended-thinking).
-    if thoughts and most is not None and most <= thoughts and "interleaved" not in str(tier["extra"]):
-        yield f"{path}.max_tokens: {most} leaves no answer after {thoughts} tokens of thinking; write a larger number"
     extra = tier.get("extra", {})
+    most, thoughts = tier.get("max_tokens"), _thinking_tokens(tier["provider"], tier["model"], extra)
+    # Claude refuses it, unless its thoughts may go on between calls of tools (platform.claude.com, extended-thinking).
+    if thoughts and most is not None and most <= thoughts and "interleaved" not in str(extra):
+        yield f"{path}.max_tokens: {most} leaves no answer after {thoughts} tokens of thinking; write a larger number"
     # What is in `extra_body`, litellm puts into the request as it is, over what we say.
     for place, keys in (("extra", extra), ("extra.extra_body", extra.get("extra_body"))):
         for key in sorted(keys.keys() & _OURS.keys()) if isinstance(keys, dict) else ():
@@ -343,10 +344,28 @@ def _texts_of(value: object, path: str) -> Iterator[tuple[str, str]]:
             pass
 
 
-def _thinking_tokens(extra: Mapping[str, object]) -> int:
+_EFFORT_TOKENS = {"minimal": 1024, "low": 1024, "medium": 2048, "high": 4096, "xhigh": 8192, "max": 16384}
+"""What litellm makes of a `reasoning_effort` (1.105.3 constants.py, DEFAULT_REASONING_EFFORT_…_THINKING_BUDGET)."""
+_WITH_EFFORT_TOKENS = frozenset({"anthropic", "azure_ai", "bedrock", "databricks", "vertex_ai"})
+"""The providers to whose Claude it sends that as `thinking.budget_tokens`."""
+# Later ones choose by themselves how long they think (1.105.3 model_prices_and_context_window_backup.json, the rule
+# claude-adaptive-thinking, which is not for Databricks, and `supports_adaptive_thinking`).
+_CLAUDE_WITH_BUDGET = re.compile(
+    r"claude-3-7-sonnet|claude-[a-z]+-4(?!\d|[-._](?:[6-9]|[1-9]\d)(?!\d))"
+    r"|databricks-claude-[a-z]+-4-6|anthropic\.claude-mythos-preview"
+)
+
+
+def _thinking_tokens(provider: str, model: str, extra: Mapping[str, object]) -> int:
     thinking = extra.get("thinking")
-    tokens = thinking.get("budget_tokens") if isinstance(thinking, Mapping) else None
-    return max(0, tokens) if isinstance(tokens, int) else 0
+    if thinking is not None:  # litellm lets it go before an effort
+        tokens = thinking.get("budget_tokens") if isinstance(thinking, Mapping) else None
+        return max(0, tokens) if isinstance(tokens, int) else 0
+    if provider not in _WITH_EFFORT_TOKENS or not _CLAUDE_WITH_BUDGET.search(model):
+        return 0
+    effort = extra.get("reasoning_effort")
+    effort = effort.get("effort") if isinstance(effort, Mapping) else effort
+    return _EFFORT_TOKENS.get(effort, 0) if isinstance(effort, str) else 0
 
 
 def _fault_of_url(path: str, block: dict[str, Any]) -> Iterator[str]:

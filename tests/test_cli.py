@@ -127,15 +127,21 @@ def test_check_live_makes_one_small_call_a_tier(shell: Shell) -> None:
     assert len(shell.paid.requests) == before
 
 
-def test_check_live_leaves_claude_room_to_think(shell: Shell) -> None:
+@pytest.mark.parametrize(
+    ("model", "thinks", "tokens"),
+    [
+        ("claude-opus-4-6", {"thinking": {"type": "enabled", "budget_tokens": 2000}}, 3024),
+        ("claude-sonnet-4-5", {"reasoning_effort": "high"}, 5120),
+    ],
+)
+def test_check_live_leaves_claude_room_to_think(shell: Shell, model: str, thinks: dict[str, Any], tokens: int) -> None:
     """A tier that is to think is not said to be broken because the small call has no room for it."""
-    thinks = {"thinking": {"type": "enabled", "budget_tokens": 2000}}
     with Endpoint(in_order([say("ok")]), strict=True, key=KEY, wire=wire.ANTHROPIC) as claude:
-        named = {"provider": "anthropic", "model": "claude-opus-4-6", "api_key_env": "OPENAI_API_KEY"}
+        named = {"provider": "anthropic", "model": model, "api_key_env": "OPENAI_API_KEY"}
         shell.configure(block(fallback={**named, "base_url": claude.url, "extra": thinks}))
         done = shell.escalation("check", "--live")
-    assert "tier 1, anthropic/claude-opus-4-6: answered in " in done.stdout
-    assert claude.requests[0]["max_tokens"] == 3024
+    assert f"tier 1, anthropic/{model}: answered in " in done.stdout
+    assert claude.requests[0]["max_tokens"] == tokens
 
 
 def test_status(shell: Shell) -> None:

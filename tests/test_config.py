@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hermes_fallback import lazy_litellm
 from hermes_fallback.config import Config, ConfigError, Handoff, Policy, Primary, Tier, parse
 from tests.world import ISSUE_BLOCK
 
@@ -115,6 +116,8 @@ FAULTS = [
      "$.model_routing.fallback.provider: hermes is not a provider; write `fallback: hermes` for Hermes's own fallback_providers"),
     ("{fallback: {provider: a, model: b, max_tokens: 2000, extra: {thinking: {type: enabled, budget_tokens: 2000}}}}",
      "$.model_routing.fallback.max_tokens: 2000 leaves no answer after 2000 tokens of thinking; write a larger number"),
+    ("{fallback: {provider: anthropic, model: claude-sonnet-4-5, max_tokens: 4096, extra: {reasoning_effort: high}}}",
+     "$.model_routing.fallback.max_tokens: 4096 leaves no answer after 4096 tokens of thinking; write a larger number"),
     ("{fallback: {provider: a, model: b, extra: {max_completion_tokens: 9}}}",
      "$.model_routing.fallback.extra.max_completion_tokens: is the plugin's to say; write the tier's `max_tokens`"),
     ("{fallback: {provider: a, model: b, price: {input_per_million_usd: 1}}}",
@@ -259,6 +262,55 @@ def test_key_in_the_file_is_refused_and_not_repeated(tier: dict[str, object]) ->
         parse({"fallback": {"provider": "openai", "model": "m", **tier}})
     assert "canary" not in str(caught.value)
     assert "base_url" in tier or "api_key_env: OPENAI_API_KEY" in str(caught.value)
+
+
+def test_an_effort_makes_claude_think_as_long_as_litellm_says() -> None:
+    """For each Claude in litellm's map, and each effort, we reckon with the `budget_tokens` that litellm sends."""
+    litellm = lazy_litellm.load()
+    known = {
+        (str(entry.get("litellm_provider")), name) for name, entry in litellm.model_cost.items() if "claude" in name
+    }
+    # Older ones, which are no longer in the map, and others that Claude is had from.
+    known |= {
+        ("anthropic", name) for name in ("claude-3-7-sonnet-20250219", "claude-sonnet-4-20250514", "claude-opus-4-1")
+    }
+    known |= {("vertex_ai", "claude-sonnet-4@20250514"), ("openrouter", "anthropic/claude-sonnet-4.5")}
+    names = {"bedrock_converse": "bedrock", "vertex_ai-anthropic_models": "vertex_ai"}
+    compared = set()
+    # Of GitHub's it looks for a login first.
+    for listed_as, name in sorted(entry for entry in known if entry[0] != "github_copilot"):
+        provider = names.get(listed_as, listed_as)
+        model = name.removeprefix(f"{provider}/")
+        for effort in ("none", "minimal", "low", "medium", "high", "xhigh", "max"):
+            tier = Tier(provider, model, extra={"reasoning_effort": effort})
+            try:
+                made = litellm.get_optional_params(
+                    model=model, custom_llm_provider=provider, max_tokens=20_000, **tier.extra
+                )
+            except (litellm.UnsupportedParamsError, litellm.BadRequestError):
+                continue  # nothing is sent
+            sent = (made.get("thinking") or {}).get("budget_tokens", 0)
+            assert tier.thinking_tokens == sent, (provider, model, effort)
+            compared.add((provider, sent))
+    assert {sent for provider, sent in compared if provider == "anthropic"} == {0, 1024, 2048, 4096, 8192, 16384}
+    assert {provider for provider, sent in compared if sent} == {
+        *("anthropic", "azure_ai", "bedrock", "databricks", "vertex_ai"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("extra", "tokens"),
+    [
+        ({"reasoning_effort": {"effort": "high"}}, 4096),
+        ({"reasoning_effort": "high", "thinking": {"type": "enabled", "budget_tokens": 2000}}, 2000),
+        ({"reasoning_effort": "high", "thinking": {"type": "disabled"}}, 0),
+        ({"reasoning_effort": 3}, 0),
+        ({}, 0),
+    ],
+)
+def test_thinking_goes_before_effort(extra: dict[str, object], tokens: int) -> None:
+    """As in litellm, which takes an effort in two shapes."""
+    assert Tier("anthropic", "claude-sonnet-4-5", extra=extra).thinking_tokens == tokens
 
 
 @pytest.mark.parametrize(
