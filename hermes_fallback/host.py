@@ -138,6 +138,9 @@ def recorded_sessions(*, hours: int) -> Iterator[RecordedSession]:
     """Return Hermes's sessions that began in the last so many hours, newest first.
 
     Sub-agents' sessions are among them; a conversation that was compressed is two sessions to Hermes, and so to us.
+
+    Raises:
+        sqlite3.Error: Hermes's record of its sessions cannot be read.
     """
     with _session_database() as database:
         if database is None:
@@ -167,23 +170,19 @@ def compressed_from(session_id: str) -> list[str]:
     with _session_database() as database:
         if database is None:
             return ids
-        try:
-            session = database.get_session(session_id) or {}
-            while True:
-                parent = database.get_session(str(session.get("parent_session_id") or "")) or {}
-                if not _goes_on(parent, session) or parent["id"] in ids:
-                    return ids
-                ids.append(parent["id"])
-                session = parent
-        except sqlite3.OperationalError as error:
-            if "no such table" in str(error):
-                return ids  # other parts of Hermes keep things in the file, too
-            raise
+        session = database.get_session(session_id) or {}
+        while True:
+            parent = database.get_session(str(session.get("parent_session_id") or "")) or {}
+            if not _goes_on(parent, session) or parent["id"] in ids:
+                return ids
+            ids.append(parent["id"])
+            session = parent
+    return ids
 
 
 @contextmanager
 def _session_database() -> Iterator[Any]:
-    """Open Hermes's record of its sessions to read it; None when there is none."""
+    """Open Hermes's record of its sessions to read it; None, or an end of the reading, when there is none."""
     from hermes_state import DEFAULT_DB_PATH, SessionDB  # noqa: PLC0415  # only there when Hermes runs
 
     path = hermes_home() / Path(DEFAULT_DB_PATH).name
@@ -191,7 +190,12 @@ def _session_database() -> Iterator[Any]:
         yield None
         return
     with closing(SessionDB(path, read_only=True)) as database:
-        yield database
+        try:
+            yield database
+        except sqlite3.OperationalError as error:
+            # Other parts of Hermes keep things in the file, too, and may have made it.
+            if "no such table" not in str(error):
+                raise
 
 
 def _goes_on(parent: Mapping[str, Any], session: Mapping[str, Any]) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +225,34 @@ def test_sessions_of_hermes(tmp_path: Path) -> None:
     (home / "config.yaml").write_text(config_text(local.url, other))
     assert "0 conversations" in escalation(home, "replay").stdout
     assert "0 conversations" in escalation(home, "replay", "--since", "0h").stdout
+
+
+def test_a_record_of_sessions_that_is_none(tmp_path: Path) -> None:
+    """Hermes makes the file for other things as well: then there are no sessions, as without a file."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "config.yaml").write_text(config_text("http://127.0.0.1:9/v1", ISSUE_BLOCK))
+    with closing(sqlite3.connect(home / "state.db")) as database:
+        database.execute("CREATE TABLE other (x)")
+    done = escalation(home, "replay")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "0 conversations" in done.stdout
+
+
+def test_a_record_of_sessions_that_cannot_be_read(tmp_path: Path) -> None:
+    """Locked, or no database: one sentence that says so, and status 1."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "config.yaml").write_text(config_text("http://127.0.0.1:9/v1", ISSUE_BLOCK))
+    said = "replay: your Hermes sessions: state.db in Hermes's home cannot be read ({}); skipped\n"
+    with closing(sqlite3.connect(home / "state.db")) as database:
+        database.execute("CREATE TABLE sessions (x)")
+        database.execute("BEGIN EXCLUSIVE")
+        done = escalation(home, "replay")
+    assert (done.returncode, done.stderr) == (1, said.format("database is locked"))
+    (home / "state.db").write_text("no database " * 100)
+    done = escalation(home, "replay", "--json")
+    assert (done.returncode, done.stderr, done.stdout) == (1, said.format("file is not a database"), "")
 
 
 @pytest.mark.parametrize("surface", ["hermes", "module"])

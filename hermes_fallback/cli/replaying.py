@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sqlite3
 import sys
 import zlib
 from collections import Counter
@@ -98,20 +99,27 @@ def _configured(args: argparse.Namespace) -> tuple[Policy, Tier | None, Primary 
 
 def _outcomes(args: argparse.Namespace, policy: Policy, form: Format, primary: Primary | None) -> Iterator[Outcome]:
     if not args.files:
-        for session in host.recorded_sessions(hours=args.since):
-            # What another model did says nothing of this one.
-            if primary is not None and not primary.is_named(session.model):
-                continue
-            firings = replay.of_messages(session.messages, policy, prompt_tokens=session.prompt_tokens)
-            first = next(firings, None)
-            yield Outcome(0, session.id, first)
-            # Each task of a session may be escalated for itself.
-            yield from (Outcome(0, session.id, firing) for firing in firings)
+        try:
+            yield from _of_sessions(args, policy, primary)
+        except sqlite3.Error as error:
+            yield Outcome(0, "your Hermes sessions", fault=f"state.db in Hermes's home cannot be read ({error})")
     for path in args.files:
         try:
             yield from replay.of_file(path, policy, form=form)
         except (OSError, EOFError, zlib.error) as error:
             yield Outcome(0, str(path), fault=getattr(error, "strerror", None) or str(error))
+
+
+def _of_sessions(args: argparse.Namespace, policy: Policy, primary: Primary | None) -> Iterator[Outcome]:
+    for session in host.recorded_sessions(hours=args.since):
+        # What another model did says nothing of this one.
+        if primary is not None and not primary.is_named(session.model):
+            continue
+        firings = replay.of_messages(session.messages, policy, prompt_tokens=session.prompt_tokens)
+        first = next(firings, None)
+        yield Outcome(0, session.id, first)
+        # Each task of a session may be escalated for itself.
+        yield from (Outcome(0, session.id, firing) for firing in firings)
 
 
 class _Lines:
