@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
+from hermes_fallback import journal
 from hermes_fallback.journal import Journal, Opening
 from tests import wire
-from tests.endpoints import Endpoint, fail, in_order, say
+from tests.endpoints import Answer, Endpoint, fail, in_order, say
 from tests.shell import escalation
 from tests.test_money import OPENAI, block, stuck_each_task
 from tests.test_plugin import hermes
@@ -125,6 +126,39 @@ def test_check_live_makes_one_small_call_a_tier(shell: Shell) -> None:
     assert done.returncode == 2
     assert "not called: it may cost $0.0" in done.stdout
     assert len(shell.paid.requests) == before
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (say("ok"), "? tier 1, openai/gpt-5.4: answered in "),
+        (fail(401, "no such key"), "! openai/gpt-5.4: the key is missing or was refused"),
+    ],
+)
+def test_check_live_while_another_program_holds_the_journal(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, answer: Answer, told: str
+) -> None:
+    """The call was made, so what came of it is told, and that its cost could not be written."""
+    monkeypatch.setattr(journal, "_BUSY_SECONDS", 0.1)
+    held: list[sqlite3.Connection] = []
+
+    def paid(_request: dict[str, Any], _index: int) -> Answer:
+        path = shell.home / "hermes-fallback" / "journal.sqlite3"
+        held.append(sqlite3.connect(path, check_same_thread=False, isolation_level=None))
+        held[0].execute("BEGIN EXCLUSIVE")
+        return answer
+
+    shell.paid.script = paid
+    try:
+        done = shell.escalation("check", "--live")
+    finally:
+        held[0].close()
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(told)]
+    assert "; what it cost could not be written: " in line
+    assert "database is locked" in line
+    # The last line of all, on the journal, finds it locked as well.
+    assert "! The journal cannot be used" in done.stdout
+    assert done.returncode == 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import argparse
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -203,14 +203,24 @@ def _try(name: str, tier: Tier, config: Config) -> Finding:
             on_text=lambda _: None,
         )
     except ExecutionError as error:
-        journal.end_call(
-            reserved.call, "failed", turn_id=session, seconds=0.0, used=error.used, error=error.in_our_words
-        )
-        return Finding(str(error), "broken")
+        end = partial(journal.end_call, reserved.call, "failed", turn_id=session, seconds=0.0, used=error.used)
+        unwritten = _unwritten(partial(end, error=error.in_our_words))
+        return Finding(f"{error}{unwritten}", "broken")
     used = Usage(reply.input_tokens, reply.output_tokens, reply.cost_usd)
-    journal.end_call(reserved.call, "answered", turn_id=session, seconds=reply.seconds, used=used)
+    end = partial(journal.end_call, reserved.call, "answered", turn_id=session, seconds=reply.seconds, used=used)
+    unwritten = _unwritten(end)
     said = explain.usage(reply.input_tokens, reply.output_tokens, reply.cost_usd)
-    return Finding(f"{name}: answered in {reply.seconds:.1f} s ({said})")
+    text = f"{name}: answered in {reply.seconds:.1f} s ({said}){unwritten}"
+    return Finding(text, "doubtful" if unwritten else "good")
+
+
+def _unwritten(end: Callable[[], None]) -> str:
+    """Have the journal write how a call ended; return nothing, or what is to be added if it cannot."""
+    try:
+        end()
+    except JournalError as error:
+        return f"; what it cost could not be written: {error}"
+    return ""
 
 
 def _of_journal() -> Finding:
