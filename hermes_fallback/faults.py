@@ -53,7 +53,7 @@ def faults(block: object) -> Iterator[str]:
         sentence
         for error in sorted(errors, key=lambda error: error.json_path)
         if (path := _ROOT + error.json_path.removeprefix("$")) not in reading.unread
-        for sentence in _sentences(path, error)
+        for sentence in _sentences(path, error, schema)
     ]
     # Two keys that are missing in one place are two errors, and both name both.
     yield from dict.fromkeys(said)
@@ -139,14 +139,16 @@ def _is_writable(text: str) -> bool:
     return "\0" not in text
 
 
-def _sentences(path: str, error: ValidationError) -> Iterator[str]:  # noqa: C901, PLR0912  # one case a keyword
+def _sentences(path: str, error: ValidationError, schema: Mapping[str, Any]) -> Iterator[str]:  # noqa: C901, PLR0912  # one case a keyword
     name = path.rpartition(".")[2]
     value, rule = cast("Any", error.instance), cast("Any", error.validator_value)
     match error.validator:
         case "additionalProperties":
             known = cast("Any", error.schema)["properties"]
+            is_type = known is schema["properties"]["task_types"]["items"]["properties"]
+            for_all_tasks = schema["properties"]["fallback_policy"]["properties"] if is_type else {}
             for key in sorted(value.keys() - known.keys()):
-                yield f"{path}.{short(key)}: {_unknown_key(key, known)}"
+                yield f"{path}.{short(key)}: {_unknown_key(key, known, for_all_tasks)}"
         case "required":
             for key in sorted(set(rule) - value.keys()):
                 yield f"{path}.{key}: is missing; {_EXAMPLES.get(key, f'write `{key}: …` here')}"
@@ -203,7 +205,9 @@ _TYPES = {
 }
 
 
-def _unknown_key(key: str, known: Mapping[str, object]) -> str:
+def _unknown_key(key: str, known: Mapping[str, object], for_all_tasks: Mapping[str, object]) -> str:
+    if key in for_all_tasks:
+        return "holds for all tasks; write it under `fallback_policy`"
     near = difflib.get_close_matches(key[:_SHOWN_CHARS], ["api_key_env"], cutoff=0.85)
     if _KEY_LIKE.search(key) and key not in known and not near:
         return f"a key must not stand in this file; {_KEY_ADVICE}"

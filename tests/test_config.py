@@ -144,6 +144,14 @@ FAULTS = [
      "$.model_routing.task_types[0].match.cwd: ~nobody-of-that-name: there is no such user; write ~/… for your own home"),
     ("{fallback: {provider: a, model: b}, task_types: [{name: x, start_on: fallbak}]}",
      '$.model_routing.task_types[0].start_on: "fallbak" is not known; did you mean fallback?'),
+    *((f"{{fallback: {{provider: a, model: b}}, task_types: [{{name: x}}, {{name: y, {key}: 5}}]}}",
+       f"$.model_routing.task_types[1].{key}: {advice}")
+      for key, advice in (
+          ("task_timeout_seconds", "holds for all tasks; write it under `fallback_policy`"),
+          ("self_check", "holds for all tasks; write it under `fallback_policy`"),
+          ("allowed_users", "holds for all tasks; write it under `fallback_policy`"),
+          ("triggerz", "unknown key; did you mean triggers?"),
+      )),
     ("{fallback: [{provider: a, model: b}, {provider: a, model: b, extra: {n: 2}}]}",
      "$.model_routing.fallback[1].extra.n: is the plugin's to say; leave it out"),
     *((f"{{fallback: {{provider: a, model: b, extra: {extra}}}}}",
