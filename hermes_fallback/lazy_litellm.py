@@ -34,7 +34,7 @@ def warm(ladder: Sequence[Tier]) -> None:
         return
     if not any(thread.name == _THREAD for thread in threading.enumerate()):
         # No daemon: a process that ends while compiled modules are imported on one aborts ("exception not rethrown"),
-        # so it waits for the import instead, 3 s at most.
+        # so it waits for the import instead: some seconds, as long as that takes.
         threading.Thread(target=_warm, args=(tier,), name=_THREAD).start()
 
 

@@ -12,7 +12,7 @@ from typing import get_args
 import yaml
 from packaging.requirements import Requirement
 
-from hermes_fallback import risk
+from hermes_fallback import lazy_litellm, prices, risk
 from hermes_fallback.cli import set_up
 from hermes_fallback.commands import HELP
 from hermes_fallback.config import Budget, Handoff, Match, Policy, Tier, parse
@@ -38,6 +38,20 @@ def test_triggers_are_the_same_everywhere() -> None:
     # It fires by `start_on` alone, so there is nothing to list.
     assert names - {"task_type"} == set(SCHEMA["$defs"]["trigger"]["enum"])
     assert all(f"| `{name}` |" in README for name in names)
+
+
+def test_openrouter_has_no_prices() -> None:
+    """As the README says: under a budget in dollars, such a tier needs a `price` of its own."""
+    assert "as any of OpenRouter's" in README
+    assert not [name for name in lazy_litellm.load().model_cost if name.startswith("openrouter/")]
+    assert prices.cost(Tier("openrouter", "anthropic/claude-sonnet-4.5"), 1000, 1000) is None
+
+
+def test_the_proxy_of_the_fleet_is_one_that_is_tested() -> None:
+    """A reader installs what `make test-fleet` runs."""
+    tested = re.search(r'"litellm\[proxy\](\S+)"', (ROOT / "Makefile").read_text("utf-8"))
+    assert tested is not None
+    assert f'"litellm[proxy,extra_proxy]{tested[1]}"' in (ROOT / "docs" / "fleet.md").read_text("utf-8")
 
 
 def test_every_key_is_in_schema_and_readme() -> None:
