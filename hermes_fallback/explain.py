@@ -184,7 +184,7 @@ def _signs_of_trouble(evidence: Sequence[Event]) -> Iterator[str]:
 
 def times(count: int) -> str:
     """Return how often, in words."""
-    return "once" if count == 1 else f"{count} times"
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def _times(words: str, count: int) -> str:

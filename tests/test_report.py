@@ -315,7 +315,7 @@ def test_money(usd: float | None, unknown: int, said: str) -> None:
 
 
 def test_shares_and_names() -> None:
-    """Only all is 100% and only nothing is 0%; a name has no control characters, whatever it does to a terminal."""
+    """Only all is 100% and only nothing is 0%; thousands have a comma; a name has no control characters."""
     assert [figures.share(part) for part in (None, 0.0, 0.001, 0.5, 0.999, 1.0)] == [
         "unknown",
         "0%",
@@ -324,4 +324,5 @@ def test_shares_and_names() -> None:
         "over 99%",
         "100%",
     ]
+    assert [explain.times(count) for count in (1, 2, 1200)] == ["once", "2 times", "1,200 times"]
     assert explain.plain("a\x1b[31mb\nc\u202ed\x9be\u2028f") == "a [31mb c d e f"

@@ -31,11 +31,6 @@ def count(number: int | None, unknown: int = 0) -> str:
     return f"{number:,}" + (f" + {calls(unknown)} unknown" if unknown else "")
 
 
-def times(number: int) -> str:
-    """Say how often."""
-    return "once" if number == 1 else f"{number:,} times"
-
-
 def share(part: float | None) -> str:
     """Say a share; only all of it is 100%, only nothing is 0%."""
     if part is None:

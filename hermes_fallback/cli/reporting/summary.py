@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import time
 
-from ...explain import calls, plain
-from ..figures import UNKNOWN, count, money, share, times
+from ...explain import calls, plain, times
+from ..figures import UNKNOWN, count, money, share
 from .report import Calls, Group, Report, Sums, Would
 
 HEADINGS = {
