@@ -208,6 +208,15 @@ class LocalTask:
         return self.turn_id != self.task_id
 
 
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """How many rows were deleted; `switches` are what was set by /escalate off and auto, one a session."""
+
+    escalations: int = 0
+    tasks: int = 0
+    switches: int = 0
+
+
 class Journal:
     """The journal in `folder`, made when something is first written; `now` gives aware datetimes."""
 
@@ -501,8 +510,8 @@ class Journal:
         rows = self._rows("SELECT total(cost_usd) FROM forgotten WHERE at >= ?", (_utc(since),))
         return float(rows[0][0]) if rows else 0.0
 
-    def forget(self, *, session_id: str | None = None, before: datetime | None = None) -> int:
-        """Delete all rows, a session's, or those older than `before` (aware); return how many escalations and tasks.
+    def forget(self, *, session_id: str | None = None, before: datetime | None = None) -> Deleted:
+        """Delete all rows, a session's, or those older than `before` (aware); return how many.
 
         What was spent stays as bare sums by the hour: no day's and no month's budget begins anew by forgetting. Calls
         that are being made stay.
@@ -511,7 +520,7 @@ class Journal:
             JournalError: the file cannot be written.
         """
         if not self.is_begun():
-            return 0
+            return Deleted()
         before_text = _utc(before) if before else None
         values = {"session": session_id, "before": before_text}
         old = "(:session IS NULL OR session_id = :session) AND (:before IS NULL OR at < :before)"
@@ -529,14 +538,13 @@ class Journal:
                 values,
             )
             connection.execute(f"DELETE FROM calls WHERE escalation IN ({chosen})", values)  # noqa: S608
-            deleted = sum(
-                connection.execute(f"DELETE FROM {table} WHERE {which}", values).rowcount  # noqa: S608
-                for table, which in (("escalations", done), ("tasks", old))
+            switches = ":before IS NULL AND (:session IS NULL OR session_id = :session)"
+            return Deleted(
+                *(
+                    connection.execute(f"DELETE FROM {table} WHERE {which}", values).rowcount  # noqa: S608
+                    for table, which in (("escalations", done), ("tasks", old), ("switches", switches))
+                )
             )
-            connection.execute(
-                "DELETE FROM switches WHERE :before IS NULL AND (:session IS NULL OR session_id = :session)", values
-            )
-        return deleted
 
     def prepare(self) -> None:
         """Make the file if it is not there, and see that it can be written.

@@ -17,10 +17,12 @@ import pytest
 import yaml
 
 from hermes_fallback import journal
+from hermes_fallback.budget import Usage
 from hermes_fallback.journal import Journal, Opening
 from tests import wire
 from tests.endpoints import Answer, Endpoint, fail, in_order, say
 from tests.shell import escalation
+from tests.test_journal import add_task
 from tests.test_money import OPENAI, block, stuck_each_task
 from tests.test_plugin import hermes
 from tests.world import KEY, MODEL, config_text
@@ -257,13 +259,33 @@ def test_explain_and_forget(shell: Shell) -> None:
     (row,) = csv.DictReader(io.StringIO(shell.escalation("explain", "--csv").stdout))
     assert (row["session"], row["cost_usd"], row["task_type"]) == (session, "0.00055", "coding")
     assert shell.escalation("forget").returncode == 2
-    assert "Deleted: 2" in shell.escalation("forget", session).stdout
+    assert shell.escalation("forget", session).stdout == "Deleted: 1 escalation, 1 task.\n"
     assert "Nothing was escalated." in shell.escalation("explain").stdout
     assert session.encode() not in journal.path.read_bytes()
     assert journal.spent(task_id="", account="").day == pytest.approx(0.00055)
     report = json.loads(shell.escalation("report", "--json").stdout)
     assert (report["forgotten_usd"], report["totals"]["paid"]["cost_usd"]) == (pytest.approx(0.00055), 0)
     assert "Forgotten: $0.0006 more was paid in rows that were deleted since." in shell.escalation("report").stdout
+
+
+def test_forget_says_what_was_there(shell: Shell) -> None:
+    """Tasks that stayed local and escalations are two things; of a session that is not there, nothing is deleted."""
+    none = "Nothing is deleted of the session a: there is nothing of it in the journal.\n"
+    assert shell.escalation("forget", "a").stdout == none
+    kept = Journal(shell.home / "hermes-fallback")
+    add_task(kept, "a")
+    assert shell.escalation("forget", "a").stdout == "Deleted: 0 escalations, 1 task.\n"
+    assert shell.escalation("forget", "a").stdout == none
+    kept.set_off("a", is_off=True)
+    said = "Deleted: 0 escalations, 0 tasks, and what /escalate off or auto had set.\n"
+    assert shell.escalation("forget", "a").stdout == said
+    called = Opening("a", MODEL, "openai/gpt-5.4", "no_progress", "reason")
+    row = kept.open_escalation(called)
+    call, _ = kept.start_call(row, model="m", turn_id="t", task_id="t", seconds=60.0, otherwise=called)
+    said = "Nothing is deleted of the session a: a call of it is being made.\n"
+    assert shell.escalation("forget", "a").stdout == said
+    kept.end_call(call, "answered", turn_id="t", seconds=1.0, used=Usage(1, 1, 0.5))
+    assert shell.escalation("forget", "--all").stdout == "Deleted: 1 escalation, 0 tasks.\n"
 
 
 def test_a_journal_that_cannot_be_read(shell: Shell) -> None:

@@ -8,8 +8,9 @@ import sys
 from datetime import datetime
 from typing import Any
 
+from ..explain import plain
 from ..host import hermes_home
-from ..journal import Journal, JournalError
+from ..journal import Deleted, Journal, JournalError
 from . import checking, period, replaying, reporting, status, timeline, wizard
 
 _COMMANDS: dict[str, Any] = {
@@ -64,10 +65,23 @@ def status_of(command: Any, args: argparse.Namespace) -> int:
 
 def _forget(args: argparse.Namespace) -> int:
     before = args.before.before(datetime.now().astimezone()) if args.before else None
+    journal = Journal.of(hermes_home())
     try:
-        deleted = Journal.of(hermes_home()).forget(session_id=args.session, before=before)
+        deleted = journal.forget(session_id=args.session, before=before)
+        # What is being paid stays, and is something.
+        is_kept = args.session is not None and bool(journal.entries(session_id=args.session, last=1))
     except JournalError as error:
         print(f"Nothing is deleted: {error}")
         return 1
-    print(f"Deleted: {deleted} escalation{'' if deleted == 1 else 's'} and tasks.")
+    if args.session is not None and deleted == Deleted():
+        why = "a call of it is being made" if is_kept else "there is nothing of it in the journal"
+        print(plain(f"Nothing is deleted of the session {args.session}: {why}."))
+        return 0
+    settings = ", and what /escalate off or auto had set" if deleted.switches else ""
+    escalations, tasks = _counted(deleted.escalations, "escalation"), _counted(deleted.tasks, "task")
+    print(f"Deleted: {escalations}, {tasks}{settings}.")
     return 0
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
