@@ -24,7 +24,7 @@ import pytest
 
 from hermes_fallback.budget import NOTHING_USED, Allowed, Exceeded, Spent, Usage, fit
 from hermes_fallback.config import Budget
-from hermes_fallback.journal import Journal, JournalError, Opening, Reserved
+from hermes_fallback.journal import Deleted, Journal, JournalError, Opening, Reserved
 
 NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 
@@ -243,7 +243,7 @@ def test_nothing_is_made_by_looking(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "none")
     assert [*journal.entries(), *journal.paid_calls(since=NOON), *journal.local_tasks()] == []
     assert journal.spent(task_id="t", account="s") == Spent()
-    assert journal.forget() == journal.calls_in_flight() == 0
+    assert (journal.forget(), journal.calls_in_flight()) == (Deleted(), 0)
     assert not (tmp_path / "none").exists()
 
 
@@ -334,14 +334,14 @@ def test_forget(tmp_path: Path) -> None:
         answered(journal, opening(session), Usage(1, 1, 0.5))
         add_task(journal, session)
     journal.set_off("canary-one", is_off=True)
-    assert journal.forget(session_id="canary-one") == 2
+    assert journal.forget(session_id="canary-one") == Deleted(escalations=1, tasks=1, switches=1)
     assert b"canary-one" not in journal.path.read_bytes()
     assert [entry.session_id for entry in journal.entries()] == ["canary-two", "canary-old"]
     assert journal.spent(task_id="", account="").day == 1.0
-    assert journal.forget(before=NOON - timedelta(days=30)) == 1
+    assert journal.forget(before=NOON - timedelta(days=30)) == Deleted(escalations=1)
     assert b"canary-old" not in journal.path.read_bytes()
     assert b"canary-two" in journal.path.read_bytes()
-    assert journal.forget() == 2
+    assert journal.forget() == Deleted(escalations=1, tasks=1)
     assert b"canary" not in journal.path.read_bytes()
     spent = journal.spent(task_id="", account="")
     assert (spent.day, spent.month) == (1.0, 1.0)
