@@ -475,7 +475,9 @@ class Adapter:
         summary = self._summary(turn, turn_ids)
         if summary is not None:
             show(summary)
-        self._untold[turn.account] = [id_ for id_ in self._untold.get(turn.account, ()) if id_ not in turn_ids]
+        left = [id_ for id_ in self._untold.pop(turn.account, ()) if id_ not in turn_ids]
+        if left:
+            self._untold[turn.account] = left
 
     def on_session_end(self, *, turn_id: str = "", **_: object) -> None:
         """The turn is over (not the session: DESIGN.md, fact 7)."""
@@ -595,7 +597,8 @@ class Adapter:
         if turn.has_asked:
             return
         turn.has_asked = True
-        if not turn.config.policy.is_shadow:
+        # Of a session that is over, nobody is left to be told.
+        if not turn.config.policy.is_shadow and self.ledgers.known(turn.account):
             # However the turn ends, there is a cost to be told.
             self._untold[turn.account] = [*self._untold.get(turn.account, ())[-_MOST_UNTOLD:], turn.turn_id]
 

@@ -727,3 +727,18 @@ def test_all_triggers_block_is_the_shortest_one(world: World) -> None:
     world.configure(ALL_TRIGGERS)
     world.local.script = missing
     assert world.ask()["final_response"] == "paid answer"
+
+
+def test_what_goes_on_after_its_session_leaves_nothing_behind(world: World) -> None:
+    """A sub-agent that works on when its parent's session is over is paid for, and nobody is left to be told of it."""
+    parent = world.agent()
+    world.local.script = in_order([say("fine")])
+    world.ask(agent=parent)
+    world.manager.invoke_hook("subagent_start", parent_session_id=parent.session_id, child_session_id="child")
+    world.manager.invoke_hook("on_session_finalize", session_id=parent.session_id, platform="cli")
+    world.local.script = missing
+    child = world.agent(session_id="child", platform="subagent")
+    assert world.ask("work on", agent=child)["final_response"].startswith("paid answer")
+    world.manager.invoke_hook("subagent_stop", child_session_id="child")
+    books = {name: book for name, book in vars(world.adapter).items() if isinstance(book, dict | set)}
+    assert {name for name, book in books.items() if book} == set()
