@@ -527,17 +527,24 @@ def test_an_escalate_is_not_for_what_runs_beside(world: World, monkeypatch: pyte
 
 
 def test_what_was_not_told_goes_with_the_session(world: World) -> None:
-    """A stopped turn's cost is told under the new id of a session that Hermes compressed meanwhile."""
-    world.local.script = missing
-    agent = world.agent(session_id="before")
-    world.paid.script = in_order([call("terminal", command="echo 1"), fail(400)])
-    world.ask(agent=agent)
-    world.adapter._untold["before"] = [row["turn_id"] for row in rows()]  # noqa: SLF001
-    world.adapter._rename(["before"], "after")  # noqa: SLF001
-    world.local.script = in_order([say("fine")])
-    screen = Screen()
-    world.ask("go on", agent=world.agent(session_id="after", screen=screen))
-    assert "⚡ openai/gpt-5.4 helped, because read_file failed 3 times: file not found" in screen.text
+    """A stopped turn's cost is told under the new id of a session that Hermes compresses meanwhile."""
+    agent = world.agent(session_id="before", platform="telegram")
+
+    def stopped(_request: dict[str, Any], _index: int) -> Answer:
+        agent.interrupt()
+        return say("never seen " * 50, hold_seconds=0.2)
+
+    world.local.script, world.paid.script = missing, stopped
+    assert world.ask(agent=agent)["interrupted"]
+    asked = len(world.local.requests)
+
+    def compressed(_request: dict[str, Any], index: int) -> Answer:
+        agent.session_id = "after"
+        return call("terminal", command="echo on") if index == asked else say("fine")
+
+    world.local.script = compressed
+    answer = world.ask("go on", agent=agent)["final_response"]
+    assert answer.startswith("fine\n\n⚡ openai/gpt-5.4 was asked (about ")
 
 
 def test_off_ends_a_task_that_hermes_fallback_has(world: World) -> None:
