@@ -115,7 +115,7 @@ class ToolFailed:
 
 @dataclass(frozen=True, slots=True)
 class ReplyAccepted:
-    """The model that has the task gave a usable reply; `ends_turn` when it is the task's answer."""
+    """The local model gave a usable reply; `ends_turn` when it is the task's answer."""
 
     at: float
     ends_turn: bool = False
@@ -124,7 +124,7 @@ class ReplyAccepted:
 
 @dataclass(frozen=True, slots=True)
 class ReplyInvalid:
-    """The model gave a reply that is no use; `ends_turn` when Hermes would end the turn on it."""
+    """The local model gave a reply that is no use; `ends_turn` when Hermes would end the turn on it."""
 
     at: float
     fault: FaultKind
@@ -201,7 +201,7 @@ class SwitchedAuto:
 
 @dataclass(frozen=True, slots=True)
 class Escalated:
-    """A tier took the task over: it gave its first reply. `journal_id` is the escalation's row.
+    """A tier took the task over: it gave its first reply, or is Hermes's own. `journal_id` is the escalation's row.
 
     `is_shadow`: it would have, were it not for `enabled: shadow`. `for_session`: it took the session, and not the task
     alone, for that was the `hold` when it did.
