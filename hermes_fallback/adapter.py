@@ -428,7 +428,7 @@ class Adapter:
         if turn is None:
             return
         if tool_name == _ASKS_THE_USER:
-            turn.ledger.append(UserAnswered(self.clock(), duration_ms / 1000))
+            turn.ledger.append(UserAnswered(self.clock(), (duration_ms or 0) / 1000))
         # With its letters as they are, for Hermes's marks are looked for in it.
         text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
         if handoff.STEER_OPEN in text:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from . import budget, explain, lazy_litellm
 from .budget import Left
 from .config import Config
-from .events import EscalationRequested, SwitchedAuto, SwitchedOff
+from .events import Escalated, EscalationRequested, SwitchedAuto, SwitchedOff
 from .explain import plain
 from .journal import JournalError
 from .ledger import Ledger
@@ -100,6 +100,20 @@ _THEN = {
 }
 
 
+def _held(holder: Escalated, config: Config, lefts: Sequence[Left], *, is_running: bool) -> str:
+    model, because = plain(holder.model), explain.reason(holder.trigger, holder.evidence)
+    if is_running:
+        return f"{model} has the task, because {because}."
+    price = config.ladder[holder.tier].price
+    is_paid = bool(lefts) and (price is None or price.of(1, 1) > 0)
+    if is_paid and any(left.usd <= 0 for left in lefts):
+        then = _THEN[config.policy.budget.on_exceeded]
+        return f"{model} has this session (`hold: session`), but the budget is used up: {then}."
+    # What that will cost at most, nobody knows yet.
+    if_paid = " if the budget pays for it" if is_paid else ""
+    return f"{model} answers your next message{if_paid} (`hold: session`), because {because}."
+
+
 def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
     events = ledger.events()
     holder, lefts = holding(events, config.policy, config.names), _lefts(adapter, config, session_id)
@@ -108,16 +122,7 @@ def _status(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -
     elif events and isinstance(events[-1], EscalationRequested) and not config.policy.is_shadow:
         now = f"{_takes_over(config, is_running=adapter.is_running(session_id))}, for you asked for it with /escalate."
     elif holder is not None and not config.policy.is_shadow:
-        because = explain.reason(holder.trigger, holder.evidence)
-        if adapter.is_running(session_id):
-            now = f"{plain(holder.model)} has the task, because {because}."
-        elif any(left.usd <= 0 for left in lefts):
-            then = _THEN[config.policy.budget.on_exceeded]
-            now = f"{plain(holder.model)} has this session (`hold: session`), but the budget is used up: {then}."
-        else:
-            # What that will cost at most, nobody knows yet.
-            if_paid = " if the budget pays for it" if lefts else ""
-            now = f"{plain(holder.model)} answers your next message{if_paid} (`hold: session`), because {because}."
+        now = _held(holder, config, lefts, is_running=adapter.is_running(session_id))
     elif is_off(events):
         now = "The local model answers; escalation is off in this session (/escalate auto switches it on)."
     else:

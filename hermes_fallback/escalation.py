@@ -20,7 +20,7 @@ from .never_send import never_send_match
 from .policy import Decision, Escalate, holding, is_off
 from .provider_errors import BudgetExceeded, ExecutionError, was_refused
 from .redact import Masks
-from .replies import Fault, LocalReply, inspect, offered
+from .replies import Fault, LocalReply, begins_with_call, inspect, offered
 from .spending import NotPermitted
 from .task import SIGN, Task
 
@@ -140,6 +140,8 @@ def _call(
 
     try:
         reply = prepared.send(reserved.max_tokens)
+        said = host.local_reply(reply.response, request)
+        fault = inspect(said, offered(host.entries(request.get("tools"))))
     except Interrupted as stop:
         close("interrupted", stop.used)
         logger.info("session=%s: the user stopped %s", task.session_id, tier.name)
@@ -156,8 +158,6 @@ def _call(
         close("failed", Usage(), type(error).__name__)
         raise
     used = Usage(reply.input_tokens, reply.output_tokens, reply.cost_usd)
-    said = host.local_reply(reply.response, request)
-    fault = inspect(said, offered(host.entries(request.get("tools"))))
     if fault is not None and _is_useless(said, fault):
         words = f"{tier.name}: it gave {explain.FAULT_WORDS[fault.kind]}"
         close("failed", used, words)
@@ -169,7 +169,7 @@ def _call(
     _answered(decision, task, tier, reply, reason=reason, journal_id=reserved.escalation, is_broken=is_broken)
     if is_broken and was_broken and decision.held is not None:
         # Hermes would ask for it three times more, and then end the turn (0.19 agent/conversation_loop.py). It asks for
-        # this one, too, in a call of its own: two tiers are never paid in one.
+        # this one, too, in a call of its own: no two answers are paid in one.
         _failed(task, decision, f"{tier.name}: {_BROKEN}", transient=False)
     return reply.response
 
@@ -182,10 +182,12 @@ def _last_was_broken(events: Sequence[Event]) -> bool:
 def _is_useless(said: LocalReply, fault: Fault) -> bool:
     """Tell whether Hermes could do nothing with a stronger model's reply, but ask for it again or end the turn on it.
 
-    What repeats itself may be what was asked for, unless it would have gone on.
+    What repeats itself may be what was asked for, unless it would have gone on; and who explains a call shows one.
     """
     if said.calls or fault.kind == "truncated":
         return False
+    if fault.kind == "tool_call_as_text":
+        return begins_with_call(said.text)
     return fault.kind != "repetition" or said.finish_reason == "length"
 
 

@@ -203,7 +203,8 @@ def _borders(
         elif kind is Escalated:
             taken, started_at = at + 1, event.at
         elif isinstance(event, UserAnswered) and started_at is not None:
-            started_at += event.seconds
+            # Hermes measures by a clock that can be set, and that goes on while the machine sleeps.
+            started_at = min(started_at + max(0.0, event.seconds), event.at)
         elif kind is TierReplied:
             taken = at + 1 if holder is None else taken
         elif kind in _ASIDE:

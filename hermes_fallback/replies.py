@@ -109,8 +109,8 @@ def is_repetition(text: str, *, has_ended: bool = False) -> bool:
     """Tell whether a text ends in the same words over and over, as a model does that cannot stop.
 
     Rules, tables and rows of numbers repeat as well, and so does code: a repeated unit counts only with a word of three
-    letters in it, and inside a code block, fenced or indented, only when it goes on and on. So do whole lines of a text
-    that `has_ended` by itself: a sheet to fill in, or rows with the same values.
+    letters in it, and inside a code block, fenced or indented, only when it goes on and on. So do the rows of a text
+    that `has_ended` by itself: a sheet to fill in, or values that are the same.
     """
     after_code = _after_code(text) if _has_fence(text) else text
     if after_code is not text and _repeats(text[-_TAIL_CHARS:], text, least=_ENDLESS_CHARS):
@@ -130,7 +130,8 @@ def _repeats(tail: str, text: str, *, least: int, has_ended: bool = False) -> bo
         return False
     # An indented block is code as well (a log's lines, for example).
     is_code = not _NOT_INDENTED.search(unit + unit[:4])
-    if "\n" in unit and (has_ended or is_code) and covered < _ENDLESS_CHARS:
+    is_row = has_ended and _ROW.search(unit)
+    if "\n" in unit and (is_code or is_row) and covered < _ENDLESS_CHARS:
         return False
     return period <= _MAX_UNIT_CHARS or text.count(unit) >= _MANY
 
@@ -149,6 +150,12 @@ def is_tool_call_text(text: str, tools: Tools) -> bool:
         return True
     called = _FUNCTION_CALL.match(text.strip("`\n "))
     return called is not None and tools.find(called["name"]) is not None
+
+
+def begins_with_call(text: str) -> bool:
+    """Tell whether a text that is a tool call says nothing before it, not even that it shows one."""
+    said = without_thinking(text)
+    return said.startswith(("{", "[")) or any(p.match(said) for p in (_MARKERS.pattern, _FUNCTION_CALL))
 
 
 def _has_fence(text: str) -> bool:
@@ -175,6 +182,7 @@ _MAX_LEVELS = 8  # twice the deepest shape of a call, a list of {"tool_calls": [
 
 _DECODER = json.JSONDecoder(strict=False)
 _WORD = re.compile(r"[^\W\d_]{3}")
+_ROW = re.compile(r"[|\t]|___|\[[ x]\]|\S,\S")
 _NOT_INDENTED = re.compile(r"\n(?! {4}|\t)")
 # What is no "<" is passed over at once: thoughts are long.
 _THINKING = re.compile(r"<(think|thinking|reasoning|thought)\b[^<>]*>[^<]*(?:<(?!/\1>)[^<]*)*(?:</\1>)?", re.IGNORECASE)

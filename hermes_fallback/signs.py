@@ -174,8 +174,11 @@ _READING_NAME = re.compile(
 # Programs that only look; anything else may change something.
 _READING_COMMAND = re.compile(
     r"(?:cat|ls|grep|rg|find|head|tail|wc|sort|uniq|cut|pwd|echo|stat|file|which|tree|du|df|date|whoami|jq|diff|nl|less"
-    r"|git\s+(?:log|diff|status|show|branch|blame|grep|ls-files))\b[^;&|><`$]*"
+    r"|git\s+(?:log|diff|status|show|branch|blame|grep|ls-files)|sed\s+-n|awk|ps|printenv|pip3?\s+(?:show|list|freeze)"
+    r"|[\w.-]+\s+(?:-V|--version))\b(?:2>(?:/dev/null|&1)|[^;&|><`$])*"
 )
+# By Hermes's own tools (0.19 tools/code_execution_tool.py), not by a mock that is called like one of them.
+_CHANGING_CODE = re.compile(r"(?<![.\w'\"])(?:write_file|patch)\(")
 _GOES_TO = re.compile(r"cd\s+[^;&|]+")
 _NEXT_COMMAND = re.compile(r"(\|\|?|&&|;)")
 _CHANGING_COMMAND = re.compile(
@@ -184,7 +187,7 @@ _CHANGING_COMMAND = re.compile(
     r"|git\s+(?:apply|checkout|commit|add|reset|stash|merge|rebase|restore|mv|rm|pull|clone)"
     r"|(?:pip3?|npm|yarn|pnpm|cargo|apt(?:-get)?|brew|uv)\s+(?:install|add|i|remove|uninstall))\b"
     r"|(?<![<>=-])>{1,2}\s*(?![&\s]|/dev/null)[\w./~$\"'-]"
-    r"|\.write\(|write_text\(|write_file\(|\bpatch\(|open\([^)]{0,200}['\"][wax]",
+    r"|\.write\(|write_text\(|open\([^)]{0,200}['\"][wax]",
     re.MULTILINE,
 )
 _once: dict[tuple[ReplySign, ...], tuple[ReplySign, ...]] = {}
@@ -208,6 +211,9 @@ def of_result(tool: str, arguments: object, result: str, *, command: bool = Fals
 def of_call(tool: str, arguments: object) -> tuple[ResultSign, ...]:
     """Return what a call does, as far as its tool and arguments tell; nothing where it may do anything."""
     commands = _commands(arguments)
+    code = arguments.get("code") if isinstance(arguments, Mapping) else None
+    if isinstance(code, str) and "hermes_tools" in code and _CHANGING_CODE.search(code[:_COMMAND_CHARS]):
+        return ("changes",)
     if any(_CHANGING_COMMAND.search(command[:_COMMAND_CHARS]) for command in commands) or (
         not commands and _CHANGING_NAME.search(tool)
     ):

@@ -49,6 +49,8 @@ _DONE_WELL = 8
 """After so many calls in a row that succeeded, what the tool failed at before was its being looked for."""
 
 _HARMLESS = frozenset({"reads", "polls"})
+_NOTES = frozenset({"todo", "memory", "session_search", "clarify"})
+"""Tools of Hermes's that change nothing of what a command sees (0.17 to 0.19)."""
 
 _Key = tuple[str | Fingerprint, ...]
 """What failures have in common that count together."""
@@ -127,7 +129,7 @@ class _Row:
     def succeeded(self, key: _Key, event: ToolSucceeded) -> None:
         if key[0] == "command":
             is_changed = "changes" in event.signs
-            self.is_doubtful |= _HARMLESS.isdisjoint(event.signs)
+            self.is_doubtful |= _HARMLESS.isdisjoint(event.signs) and event.tool not in _NOTES
         else:
             self.done_well += key[1] == event.tool
             is_changed = self.done_well >= _DONE_WELL

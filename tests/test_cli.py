@@ -229,7 +229,7 @@ def test_explain_says_that_there_is_more(shell: Shell) -> None:
         assert (said.replace("20", str(count)) in told) == (count < 22)
 
 
-@pytest.mark.parametrize("count", ["0", "-1", "two", "²"])
+@pytest.mark.parametrize("count", ["0", "-1", "two", "²", "9" * 20])
 def test_explain_of_no_number(shell: Shell, count: str) -> None:
     """Nothing was escalated, or all, would be wrong answers to it."""
     done = shell.escalation("explain", f"--last={count}")

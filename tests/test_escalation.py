@@ -408,12 +408,31 @@ def test_after_a_useless_reply_the_next_stronger_model_is_asked(world: World) ->
     assert [(row["to_model"], row["state"]) for row in rows()] == [("big", "failed"), ("openai/gpt-5.4", "answered")]
 
 
-def test_what_a_stronger_model_was_asked_to_repeat_is_an_answer(world: World) -> None:
-    """It ended by itself."""
-    rows_of_a_sheet = "| name: ____________ | phone: ____________ |\n" * 12
-    world.paid.script = in_order([say(rows_of_a_sheet)])
+GOOD = {
+    "what was asked for many times": say("I will not write on the board. " * 40),
+    "an answer that shows a call": say(f"Your server does not know tool calls: it gave you\n{TEXT_CALL}\nas text."),
+    "a call that was asked for": say(
+        f"Here is one in that form:\n{json.dumps({'name': 'read_file', 'arguments': {'path': 'a'}})}"
+    ),
+    "a call in a fence": say(f"```json\n{json.dumps({'name': 'read_file', 'arguments': {'path': 'a'}})}\n```"),
+}
+
+
+@pytest.mark.parametrize("answer", GOOD.values(), ids=GOOD)
+def test_what_only_looks_useless_is_a_stronger_models_answer(world: World, answer: Answer) -> None:
+    """It ended by itself, and says more than a call."""
+    world.paid.script = in_order([answer])
     world.local.script = in_order([*(missing({}, n) for n in range(3)), say("not asked for")])
-    assert world.ask()["final_response"].startswith("| name:")
+    assert world.ask()["final_response"].startswith(str(answer.text)[:20])
+    assert [row["state"] for row in rows()] == ["answered"]
+
+
+def test_a_stronger_models_answer_that_was_cut_off_goes_on(world: World) -> None:
+    """Hermes asks for the rest of it."""
+    world.paid.script = in_order([say("The first half ", finish_reason="length"), say("and the second.")])
+    world.local.script = in_order([*(missing({}, n) for n in range(3)), say("not asked for")])
+    assert "and the second." in world.ask()["final_response"]
+    assert [row["state"] for row in rows()] == ["answered"] * 2
 
 
 @pytest.mark.usefixtures("warmed")
@@ -768,12 +787,19 @@ def test_steer_escalate_hands_over_in_mid_turn(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("hold", "budget", "if_paid"),
-    [("task", "{}", ""), ("session", "{}", ""), ("session", "{per_day_usd: 1}", " if the budget pays for it")],
+    [
+        ("task", "{}", ""),
+        ("session", "{}", ""),
+        ("session", "{per_day_usd: 1}", " if the budget pays for it"),
+        ("session", "{per_day_usd: 0}", ""),  # for a model that costs nothing
+    ],
 )
 def test_status_says_who_answers_next(world: World, hold: str, budget: str, if_paid: str) -> None:
     """Between two messages: the model that holds the session, the one that /escalate called, or the local one."""
     policy = f"{{hold: {hold}, budget: {budget}}}"
-    world.configure(f"model_routing: {{fallback: {{provider: openai, model: gpt-5.4}}, fallback_policy: {policy}}}\n")
+    price = "" if budget != "{per_day_usd: 0}" else ", price: {input_per_million_usd: 0, output_per_million_usd: 0}"
+    tier = f"{{provider: openai, model: gpt-5.4{price}}}"
+    world.configure(f"model_routing: {{fallback: {tier}, fallback_policy: {policy}}}\n")
     world.local.script = in_order([*(call("read_file", path=f"/nowhere/{number}") for number in range(3)), say("fine")])
     agent = world.agent()
     history = world.ask(agent=agent)["messages"]

@@ -45,7 +45,7 @@ UNREACHED: dict[str, set[str]] = {
     "post_tool_call": {
         "return",
         "turn.deaf = True",
-        "turn.ledger.append(UserAnswered(self.clock(), duration_ms / 1000))",
+        "turn.ledger.append(UserAnswered(self.clock(), (duration_ms or 0) / 1000))",
     },
     "transform_llm_output": {"return None"},
     "on_session_end": {"return"},

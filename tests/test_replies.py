@@ -125,6 +125,7 @@ def test_repetition(text: str) -> None:
 )
 def test_rows_that_are_alike_are_no_repetition(line: str) -> None:
     """A sheet to fill in ends by itself; where it does not, or goes on for a page or two, the model cannot stop."""
+    assert inspect(LocalReply("I will now read the file.\n" * 20, finish_reason="stop"), TOOLS) == REPETITION
     some, many = "Here it is:\n\n" + line * 20, "Here it is:\n\n" + line * (2000 // len(line) + 2)
     assert inspect(LocalReply(some, finish_reason="stop"), TOOLS) is None
     assert inspect(LocalReply(some, finish_reason="length"), TOOLS) == REPETITION

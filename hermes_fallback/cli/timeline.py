@@ -30,8 +30,8 @@ def set_up(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"“{text}” is no number of escalations; write 1 or more")
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
+        raise argparse.ArgumentTypeError(f"“{text[:40]}” is no number of escalations; write 1 or more")
     return int(text)
 
 
