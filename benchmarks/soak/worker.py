@@ -206,7 +206,8 @@ class Person:
                 answer = worker.command("off")
                 if answer.startswith("Off:"):
                     pulse[self._slot] = replace(beat, is_off=True)
-            case 2 | 3 | 4:
+            # A sub-agent that began while the session was off, and is at work still, would hear it, and may pay then.
+            case 2 | 3 | 4 if not (beat.is_off and self._has_background()):
                 pulse[self._slot] = replace(beat, is_off=False)
                 worker.command("auto")
             case 5:
@@ -215,6 +216,9 @@ class Person:
                 worker.command("why")
             case 7 | 8 | 9 | 10 if not beat.is_off:
                 worker.command("")
+
+    def _has_background(self) -> bool:
+        return self._session is not None and any(thread.is_alive() for thread in self._session.background)
 
     def _whole_turn(self, tag: str) -> None:
         """Have Hermes's whole agent do it, in a session of its own."""
