@@ -175,7 +175,7 @@ _READING_NAME = re.compile(
 _READING_COMMAND = re.compile(
     r"(?:cat|ls|grep|rg|find|head|tail|wc|sort|uniq|cut|pwd|echo|stat|file|which|tree|du|df|date|whoami|jq|diff|nl|less"
     r"|git\s+(?:log|diff|status|show|branch|blame|grep|ls-files)|sed\s+-n|awk|ps|printenv|pip3?\s+(?:show|list|freeze)"
-    r"|[\w.-]+\s+(?:-V|--version))\b(?:2>(?:/dev/null|&1)|[^;&|><`$])*"
+    r"|[\w.-]+\s+(?:-V|--version))\b[^;&|><`$]*(?:2>(?:/dev/null|&1)[^;&|><`$]*)*"
 )
 # By Hermes's own tools (0.19 tools/code_execution_tool.py), not by a mock that is called like one of them.
 _CHANGING_CODE = re.compile(r"(?<![.\w'\"])(?:write_file|patch)\(")
