@@ -51,19 +51,29 @@ def escalate(adapter: Adapter, raw_args: str, *, session_id: str) -> str:
     word = raw_args.strip().lower()
     if word == "help":
         return HELP
-    if word not in _WORDS:
+    if word not in _WORDS and word not in _SWITCHES:
         return f"/escalate does not know “{word[:40]}”.\n{HELP}"
     config = adapter.settings.refresh()
+    if word in {"", "auto"} and adapter.guard.has_given_up(session_id):
+        return f"Not done.{_faults(adapter, session_id)}"
+    why = _why_inactive(adapter, config)
+    if word in _SWITCHES:
+        # The turn that runs does so by the configuration that it began with.
+        said = _SWITCHES[word](adapter, session_id)
+        return said if why is None else f"{said} ({why})"
+    if config is None or why is not None:
+        return str(why)
+    return _WORDS[word](adapter, config, adapter.ledger(session_id), session_id)
+
+
+def _why_inactive(adapter: Adapter, config: Config | None) -> str | None:
     if adapter.settings.faults:
         return "hermes-fallback is not active: its configuration has faults. Run `hermes escalation check`."
     if config is None:
         return "hermes-fallback is idle: there is no `model_routing` block in Hermes's config.yaml."
     if config.is_idle:
         return "hermes-fallback is switched off: `fallback_policy.enabled` is false in Hermes's config.yaml."
-    ledger = adapter.ledger(session_id)
-    if word in {"", "auto"} and adapter.guard.has_given_up(session_id):
-        return f"Not done.{_faults(adapter, session_id)}"
-    return _WORDS[word](adapter, config, ledger, session_id)
+    return None
 
 
 def _now(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
@@ -157,15 +167,13 @@ def _why(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> s
     )
 
 
-def _off(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
-    del config
-    ledger.append(SwitchedOff(adapter.clock()))
+def _off(adapter: Adapter, session_id: str) -> str:
+    adapter.ledger(session_id).append(SwitchedOff(adapter.clock()))
     return f"Off: the local model answers alone in this session, unless you say /escalate.{_kept(adapter, session_id)}"
 
 
-def _auto(adapter: Adapter, config: Config, ledger: Ledger, session_id: str) -> str:
-    del config
-    ledger.append(SwitchedAuto(adapter.clock()))
+def _auto(adapter: Adapter, session_id: str) -> str:
+    adapter.ledger(session_id).append(SwitchedAuto(adapter.clock()))
     return f"Auto: the stronger model takes over when the local one gets stuck.{_kept(adapter, session_id)}"
 
 
@@ -184,9 +192,8 @@ _WORDS: dict[str, Callable[[Adapter, Config, Ledger, str], str]] = {
     "": _now,
     "status": _status,
     "why": _why,
-    "off": _off,
-    "auto": _auto,
 }
+_SWITCHES: dict[str, Callable[[Adapter, str], str]] = {"off": _off, "auto": _auto}
 
 
 def _spent(adapter: Adapter, session_id: str) -> str:

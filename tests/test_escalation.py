@@ -786,6 +786,43 @@ def test_steer_escalate_hands_over_in_mid_turn(world: World) -> None:
 
 
 @pytest.mark.parametrize(
+    ("block", "why"),
+    [
+        (
+            "model_routing: {fallback: {provider: openai, model: gpt-5.4}, fallback_policy: {enabled: false}}\n",
+            "is switched off",
+        ),
+        ("model_routing: {fallback: 7}\n", "is not active"),
+        ("\n", "is idle"),
+    ],
+)
+@pytest.mark.parametrize("how", ["steered", "typed"])
+def test_off_is_heard_whatever_the_configuration_says_by_now(world: World, block: str, why: str, how: str) -> None:
+    """A new one counts from the next message on; the turn that runs would go on paying by the old one."""
+    screen = Screen()
+    agent = world.agent(screen=screen)
+    said: list[str] = []
+
+    def local(_request: dict[str, Any], index: int) -> Answer:
+        if index == 1:
+            world.configure(block)
+            if how == "steered":
+                agent.steer("escalate off")
+            else:
+                said.append(world.command("off"))
+        return missing({}, index) if index < 6 else say("local to the end")
+
+    world.local.script = local
+    assert world.ask(agent=agent)["final_response"] == "local to the end"
+    assert world.paid.requests == []
+    heard = said[0] if said else screen.text
+    assert "Off: the local model answers alone in this session" in heard
+    assert f"hermes-fallback {why}" in heard
+    world.configure()
+    assert "escalation is off" in world.command("status")
+
+
+@pytest.mark.parametrize(
     ("hold", "budget", "if_paid"),
     [
         ("task", "{}", ""),

@@ -66,9 +66,9 @@ UNREACHED: dict[str, set[str]] = {
     "/escalate": {
         "return HELP",
         'return f"/escalate does not know “{word[:40]}”.\\n{HELP}"',
-        'return "hermes-fallback is not active: its configuration has faults. Run `hermes escalation check`."',
-        'return "hermes-fallback is idle: there is no `model_routing` block in Hermes\'s config.yaml."',
-        'return "hermes-fallback is switched off: `fallback_policy.enabled` is false in Hermes\'s config.yaml."',
+        "said = _SWITCHES[word](adapter, session_id)",
+        'return said if why is None else f"{said} ({why})"',
+        "return str(why)",
         'return f"Not done.{_faults(adapter, session_id)}"',
     },
 }
