@@ -41,7 +41,7 @@ class Pauses(MetaPathFinder):
         self._package = package
         self._until = until
         self._outside = outside
-        self._thread = threading.get_ident()
+        self._thread: int | None = threading.get_ident()
         self._is_full: bool | None = None
 
     @contextmanager
@@ -51,7 +51,9 @@ class Pauses(MetaPathFinder):
         try:
             yield
         finally:
-            sys.meta_path.remove(self)
+            # It stays there and finds nothing any more: were it taken out, a thread that imports at that moment would
+            # skip a finder, and not find what is there (seen: "No module named 'litellm.…'", in an escalation).
+            self._thread = None
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

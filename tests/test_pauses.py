@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -159,3 +162,29 @@ def test_no_pause_is_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         local_calls.remove(never)
         never.set()
+
+
+def test_the_end_of_the_pauses_disturbs_no_import() -> None:
+    """A thread that looks for a module at that moment finds it: in an escalation, litellm's own."""
+    looking, go_on = threading.Event(), threading.Event()
+
+    class Slow(MetaPathFinder):
+        def find_spec(self, fullname: str, *_: object) -> None:
+            if fullname == "this":
+                looking.set()
+                go_on.wait(20)
+
+    found: list[object] = []
+    pauses, slow = Pauses("json", until=threading.Event(), outside=lazy_litellm._as_before), Slow()  # noqa: SLF001
+    sys.modules.pop("this", None)
+    thread = threading.Thread(target=lambda: found.append(importlib.util.find_spec("this")))
+    try:
+        with pauses.hooked_in():
+            sys.meta_path.insert(sys.meta_path.index(PathFinder), slow)
+            thread.start()
+            assert looking.wait(20)
+        go_on.set()
+        thread.join()
+    finally:
+        sys.meta_path = [finder for finder in sys.meta_path if finder not in (slow, pauses)]
+    assert found[0] is not None
