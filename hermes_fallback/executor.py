@@ -40,7 +40,7 @@ _THOUGHT_ONLY = "it thought until its limit of tokens, and said nothing; it may 
 _BROKE_OFF = re.compile(
     r"(?i)[a-z_]{0,20}(?:error|insufficient|abort|cancel|malformed|unexpected|too_many|missing)[a-z_]{0,30}"
 )
-_OVERFLOW = re.compile("context_window")  # Claude 4.5 and newer: `model_context_window_exceeded`
+_OVERFLOW = "context_window"  # Claude 4.5 and newer: `model_context_window_exceeded`
 
 logger = logging.getLogger(__name__)
 
@@ -293,7 +293,7 @@ def _reply(stream: Stream, tier: Tier, tools: Sequence[Any] | None, *, seconds: 
         raise ExecutionError(f"{tier.name}: {words}", transient=True)
     if response.choices[0].finish_reason == "content_filter" or stream.has_refused:
         raise ExecutionError(f"{tier.name}: the provider refused the content", transient=False)
-    if _OVERFLOW.search(stream.reason):
+    if _OVERFLOW in stream.reason:
         raise ExecutionError(f"{tier.name}: larger than the model's context", transient=False)
     if _BROKE_OFF.fullmatch(stream.reason):
         words = f"{tier.name}: the provider broke the reply off"
